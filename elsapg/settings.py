@@ -1,0 +1,217 @@
+"""A stack's settings: one frozen model, read once, checked before any resource exists.
+
+The keys are those of `stacks/Pulumi.<stack>.yaml` under `config:`, each prefixed `elsapg:`.
+Both targets read the same keys. Types and bounds live on the fields; the sums that cross
+fields live in `elsapg.sums`; `elsapg.stackfile` reads a stack and reports every problem at once.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+NAMESPACE = "elsapg"
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def _cron(value: str) -> str:
+    fields = value.split()
+    if len(fields) != 5 or not all(re.fullmatch(r"[0-9*,/\-]+", field) for field in fields):
+        raise ValueError("must be five cron fields in UTC, such as '0 1 * * 0'")
+    return value
+
+
+Cron = Annotated[str, AfterValidator(_cron)]
+
+# Parameters that Patroni or the toolkit sets: changing them by hand breaks failover,
+# archiving or TLS, so `postgres.parameters` refuses them.
+OWNED_PARAMETERS = frozenset(
+    {
+        "archive_command",
+        "archive_mode",
+        "archive_timeout",
+        "cluster_name",
+        "cron.database_name",
+        "cron.use_background_workers",
+        "data_directory",
+        "hba_file",
+        "hot_standby",
+        "ident_file",
+        "listen_addresses",
+        "max_connections",
+        "max_replication_slots",
+        "max_wal_senders",
+        "password_encryption",
+        "port",
+        "primary_conninfo",
+        "primary_slot_name",
+        "restore_command",
+        "shared_preload_libraries",
+        "ssl",
+        "ssl_ca_file",
+        "ssl_cert_file",
+        "ssl_key_file",
+        "synchronous_commit",
+        "synchronous_standby_names",
+        "unix_socket_directories",
+        "wal_level",
+        "wal_log_hints",
+    }
+)
+
+
+def _parameters(value: dict[str, str | int | float | bool]) -> dict[str, str | int | float | bool]:
+    for name in value:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)?", name):
+            raise ValueError(f"{name!r} is not a PostgreSQL parameter's name")
+        if name in OWNED_PARAMETERS:
+            raise ValueError(f"{name!r} belongs to the toolkit; remove it from parameters")
+    return value
+
+
+class PostgresSettings(_Model):
+    """PostgreSQL: how many nodes, how large, how durable."""
+
+    replicas: int = Field(default=1, ge=1, le=7, description="Standbys beside the primary.")
+    memory_mb: int = Field(
+        default=1024,
+        ge=512,
+        le=1_048_576,
+        description="Memory of one node, in MiB; sizes the buffers.",
+    )
+    cpus: float | None = Field(
+        default=None, gt=0, le=256, description="CPU limit of a node; none if unset."
+    )
+    max_connections: int = Field(default=100, ge=20, le=5000)
+    superuser_reserved_connections: int = Field(default=3, ge=1, le=50)
+    direct_connections: int = Field(
+        default=10,
+        ge=5,
+        le=1000,
+        description="Kept free for migrations, backups, monitoring, replication.",
+    )
+    max_wal_senders: int = Field(default=10, ge=2, le=100)
+    max_replication_slots: int = Field(default=10, ge=2, le=100)
+    max_slot_wal_keep_size_mb: int = Field(
+        default=4096,
+        ge=256,
+        description="WAL kept for a lost standby before its slot is given up, in MiB.",
+    )
+    synchronous: Literal["on", "strict", "off"] = Field(
+        default="on",
+        description="on: commits wait for a standby if there is one; strict: always; off: never.",
+    )
+    synchronous_commit: Literal["on", "remote_write", "remote_apply"] = "on"
+    parameters: Annotated[dict[str, str | int | float | bool], AfterValidator(_parameters)] = Field(
+        default_factory=dict, description="Further PostgreSQL parameters."
+    )
+    volume_size: str = Field(
+        default="20Gi", pattern=r"^[1-9][0-9]*(Mi|Gi|Ti)$", description="Data volume (kubernetes)."
+    )
+
+
+class PatroniSettings(_Model):
+    """Failover timing, in seconds. `loop_wait + 2 * retry_timeout <= ttl` (Patroni's rule)."""
+
+    ttl: int = Field(default=20, ge=20, le=300)
+    loop_wait: int = Field(default=2, ge=1, le=60)
+    retry_timeout: int = Field(default=5, ge=3, le=60)
+    primary_start_timeout: int = Field(default=0, ge=0, le=600)
+    maximum_lag_on_failover_mb: int = Field(default=1, ge=1, le=1024)
+
+
+class EtcdSettings(_Model):
+    """The DCS of the docker target."""
+
+    members: Literal[1, 3, 5] = 1
+
+
+class PoolerSettings(_Model):
+    """PgBouncer. Figures are the seeds'; `max_db_connections` is what makes their sum fit."""
+
+    instances: int = Field(default=2, ge=1, le=8)
+    max_client_conn: int = Field(default=1000, ge=10, le=100_000)
+    default_pool_size: int = Field(default=50, ge=1, le=2000)
+    reserve_pool_size: int = Field(default=10, ge=0, le=1000)
+    reserve_pool_timeout: int = Field(default=5, ge=1, le=60, description="Seconds.")
+    max_db_connections: int = Field(
+        default=14, ge=1, le=2000, description="Server connections per database and PgBouncer."
+    )
+    session_connections: int = Field(
+        default=3, ge=1, le=500, description="Of the session door, per database and PgBouncer."
+    )
+    readonly_connections: int = Field(
+        default=4,
+        ge=1,
+        le=500,
+        description="Of the read-only door, per database and PgBouncer.",
+    )
+    max_prepared_statements: int = Field(default=200, ge=1, le=10_000)
+
+
+class ArchiveSettings(_Model):
+    """WAL archive and backups: pgBackRest into an S3 bucket."""
+
+    bucket: str = Field(default="elsa-backups", pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
+    region: str = Field(default="us-east-1", pattern=r"^[a-z0-9-]{1,40}$")
+    prefix: str = Field(default="/wal", pattern=r"^(/[a-z0-9][a-z0-9._-]*)+$")
+    archive_timeout_s: int = Field(
+        default=60, ge=10, le=3600, description="Longest wait for a segment switch."
+    )
+    process_max: int = Field(default=2, ge=1, le=64)
+    compress_level: int = Field(default=3, ge=1, le=19, description="zstd level.")
+    full_schedule: Cron = Field(default="0 1 * * 0", description="Full backups, UTC.")
+    incremental_schedule: Cron = Field(
+        default="0 1 * * 1-6", description="Incremental backups, UTC."
+    )
+    retention_days: int = Field(
+        default=30, ge=1, le=3650, description="Full backups are kept this long."
+    )
+
+
+class TlsSettings(_Model):
+    """The stack's own CA. `up` renews whatever expires within the renewal window."""
+
+    ca_valid_days: int = Field(default=3650, ge=30, le=7300)
+    valid_days: int = Field(default=365, ge=2, le=825)
+    renew_before_days: int = Field(default=30, ge=1, le=365)
+
+
+class DockerSettings(_Model):
+    """Placement on one machine."""
+
+    bind_address: str = Field(default="127.0.0.1", pattern=r"^(\d{1,3}\.){3}\d{1,3}$")
+    pool_port: int = Field(
+        default=6432,
+        ge=1024,
+        le=65535,
+        description="Port of the first PgBouncer; the others follow.",
+    )
+    direct_port: int | None = Field(
+        default=None,
+        ge=1024,
+        le=65535,
+        description="Publishes the primary (and, one above, the standbys).",
+    )
+
+
+class Settings(_Model):
+    """Everything a stack decides. Frozen: nothing changes it after `load`."""
+
+    target: Literal["docker", "kubernetes"] = "docker"
+    protect: bool = Field(
+        default=True,
+        description="Data volumes and secrets outlive `destroy` unless it is told --purge.",
+    )
+    postgres: PostgresSettings = PostgresSettings()
+    patroni: PatroniSettings = PatroniSettings()
+    etcd: EtcdSettings = EtcdSettings()
+    pooler: PoolerSettings = PoolerSettings()
+    archive: ArchiveSettings = ArchiveSettings()
+    tls: TlsSettings = TlsSettings()
+    docker: DockerSettings = DockerSettings()
