@@ -1,0 +1,96 @@
+-- elsapg: database=elsa_workflows,elsa_runtime
+
+-- The toolkit's own schema: which migrations were applied, and a guard for partitions.
+CREATE SCHEMA IF NOT EXISTS elsapg;
+REVOKE ALL ON SCHEMA elsapg FROM PUBLIC;
+GRANT USAGE ON SCHEMA elsapg TO monitoring, elsa_admin;
+
+CREATE TABLE IF NOT EXISTS elsapg.schema_migration (
+    version integer NOT NULL,
+    name text NOT NULL,
+    sha256 text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    applied_by text NOT NULL,
+    duration_ms integer NOT NULL,
+    CONSTRAINT schema_migration_pkey PRIMARY KEY (version),
+    CONSTRAINT schema_migration_name_key UNIQUE (name),
+    CONSTRAINT schema_migration_sha256_check CHECK (sha256 ~ '^[0-9a-f]{64}$')
+);
+REVOKE ALL ON TABLE elsapg.schema_migration FROM PUBLIC;
+GRANT SELECT ON TABLE elsapg.schema_migration TO monitoring, elsa_admin;
+
+COMMENT ON SCHEMA elsapg IS
+'The toolkit''s own bookkeeping.';
+COMMENT ON TABLE elsapg.schema_migration IS
+'One row per applied migration of this database. An edited file no longer fits its sha256 and is refused.';
+COMMENT ON COLUMN elsapg.schema_migration.version IS 'The number the file''s name begins with.';
+COMMENT ON COLUMN elsapg.schema_migration.name IS 'The file''s name.';
+COMMENT ON COLUMN elsapg.schema_migration.sha256 IS 'SHA-256 of the file as applied, with LF line ends.';
+COMMENT ON COLUMN elsapg.schema_migration.applied_at IS 'When it was applied.';
+COMMENT ON COLUMN elsapg.schema_migration.applied_by IS 'The database role that applied it.';
+COMMENT ON COLUMN elsapg.schema_migration.duration_ms IS 'How long it ran, in milliseconds.';
+
+-- A partition is a table too: with rights of its own, and without its parent's policies, it is a
+-- way around row-level security. Default privileges would give it those rights. So whatever way
+-- a table becomes a partition, it loses every grant and gets row-level security of its own,
+-- under which nobody sees a row; queries through the parent are judged by the parent alone.
+CREATE OR REPLACE FUNCTION elsapg.guard_partitions()
+RETURNS event_trigger
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $function$
+DECLARE
+    v_partition record;
+BEGIN
+    FOR v_partition IN
+        SELECT
+            c.oid::pg_catalog.regclass AS name,
+            c.relrowsecurity AND c.relforcerowsecurity AS guarded,
+            acl.grantee
+        FROM pg_catalog.pg_class AS c
+        INNER JOIN pg_catalog.pg_namespace AS n ON c.relnamespace = n.oid
+        LEFT JOIN LATERAL (
+            SELECT DISTINCT
+                CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE a.grantee::pg_catalog.regrole::text END
+                    AS grantee
+            FROM pg_catalog.aclexplode(c.relacl) AS a
+            WHERE a.grantee <> c.relowner
+        ) AS acl ON true
+        WHERE
+            n.nspname IN ('elsa_workflows', 'elsa_runtime')
+            AND c.relispartition
+            AND c.relkind IN ('r', 'p')
+            AND (acl.grantee IS NOT NULL OR NOT (c.relrowsecurity AND c.relforcerowsecurity))
+    LOOP
+        IF v_partition.grantee IS NOT NULL THEN
+            EXECUTE format('REVOKE ALL ON TABLE %s FROM %s', v_partition.name, v_partition.grantee);
+        END IF;
+        IF NOT v_partition.guarded THEN
+            -- One statement: it fires this trigger again, which must then find nothing to do.
+            EXECUTE format(
+                'ALTER TABLE %s ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY',
+                v_partition.name
+            );
+        END IF;
+    END LOOP;
+END
+$function$;
+REVOKE ALL ON FUNCTION elsapg.guard_partitions() FROM PUBLIC;
+COMMENT ON FUNCTION elsapg.guard_partitions() IS
+'Takes every grant from partitions and gives them row-level security of their own.';
+
+-- There is no CREATE OR REPLACE EVENT TRIGGER.
+DO $create$
+BEGIN
+    IF NOT EXISTS (
+        SELECT FROM pg_catalog.pg_event_trigger AS e WHERE e.evtname = 'elsapg_guard_partitions'
+    ) THEN
+        CREATE EVENT TRIGGER elsapg_guard_partitions
+            ON ddl_command_end
+            WHEN TAG IN ('CREATE TABLE', 'ALTER TABLE', 'GRANT')
+            EXECUTE FUNCTION elsapg.guard_partitions();
+    END IF;
+END
+$create$;
+COMMENT ON EVENT TRIGGER elsapg_guard_partitions IS
+'Runs elsapg.guard_partitions after DDL that can make a partition or grant rights on one.';

@@ -1,0 +1,143 @@
+"""Waits for the cluster, brings Patroni's dynamic configuration to what the stack says, and
+restarts what a reload cannot change: standbys first, then the primary.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from elsapg.runner.config import Config
+from elsapg.runner.patroni import Member, Patroni, PatroniError, leader, wait_until
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def merge_patch(current: Any, desired: Any) -> Any:
+    """The JSON merge patch (RFC 7396) that turns `current` into `desired`; {} when equal."""
+    patch: dict[str, Any] = {}
+    for key, value in desired.items():
+        old = current.get(key)
+        if isinstance(value, dict) and isinstance(old, dict):
+            inner = merge_patch(old, value)
+            if inner:
+                patch[key] = inner
+        elif old != value or type(old) is not type(value):
+            patch[key] = value
+    for key in current.keys() - desired.keys():
+        patch[key] = None
+    return patch
+
+
+def wait_for_cluster(patroni: Patroni, timeout: float = 240) -> list[Member]:
+    """Wait until every node is a member, one leads, and the others stream."""
+    seen: list[Member] = []
+
+    def complete() -> bool:
+        seen[:] = patroni.members()
+        names = {m.name for m in seen if m.healthy}
+        return set(patroni.nodes) <= names and leader(seen) is not None
+
+    def state() -> str:
+        found = ", ".join(f"{m.name} {m.role} {m.state}" for m in seen) or "no member"
+        return f"the cluster is not complete: {found} (wanted {', '.join(patroni.nodes)})"
+
+    wait_until(complete, timeout, state)
+    return seen
+
+
+def wait_for_sync(patroni: Patroni, timeout: float = 60) -> None:
+    """Wait until the primary has named a synchronous standby, where it should."""
+    if len(patroni.nodes) < 2 or not patroni.from_any("/config").get("synchronous_mode"):
+        return
+    wait_until(
+        lambda: any(m.role == "sync_standby" for m in patroni.members()),
+        timeout,
+        "no standby became synchronous",
+    )
+
+
+def _running_values(config: Config, node: str, names: list[str]) -> dict[str, str]:
+    with psycopg.connect(config.conninfo("postgres", host=node), autocommit=True) as db:
+        rows = db.execute(
+            "SELECT name, current_setting(name) FROM pg_settings WHERE name = ANY(%s)", [names]
+        ).fetchall()
+    return dict(rows)
+
+
+def _wait_until_noticed(
+    config: Config, patroni: Patroni, before: dict[str, dict[str, str]], timeout: float
+) -> None:
+    """Wait until each member runs the new values or says that it needs a restart for them."""
+
+    def noticed() -> bool:
+        pending = {m.name for m in patroni.members() if m.pending_restart}
+        for node, old in before.items():
+            if node in pending:
+                continue
+            now = _running_values(config, node, list(old))
+            if any(now.get(name) == value for name, value in old.items()):
+                return False
+        return True
+
+    try:
+        wait_until(noticed, timeout, "", pause=0.3)
+    except TimeoutError:
+        # A value written another way ('1GB' for '1024MB') changes nothing: nothing to notice.
+        say("no member reports a changed value")
+
+
+def apply(config: Config, patroni: Patroni, desired: dict[str, Any]) -> None:
+    """PATCH what differs, then restart what must be, one member at a time."""
+    current = patroni.from_any("/config")
+    patch = merge_patch(current, desired)
+    if patch:
+        changed = sorted(patch.get("postgresql", {}).get("parameters", {}))
+        before = {node: _running_values(config, node, changed) for node in patroni.nodes}
+        first = leader(patroni.members())
+        node = first.name if first else patroni.nodes[0]
+        status, text = patroni.call(node, "PATCH", "/config", patch)
+        if status != 200:
+            raise PatroniError(f"{node}: Patroni refused the configuration: {text[:300]}")
+        say(f"configuration changed: {', '.join(changed or sorted(patch))}")
+        if any(before.values()):
+            _wait_until_noticed(config, patroni, before, timeout=3 * desired["loop_wait"] + 10)
+    else:
+        say("configuration unchanged")
+    restart_pending(patroni)
+
+
+def restart_pending(patroni: Patroni, rounds: int = 3) -> None:
+    """Restart members that wait for it: standbys first, so that the primary's pause is the last.
+
+    More than one round: a standby cannot lower max_connections and its like before the primary.
+    """
+    for _ in range(rounds):
+        pending = sorted((m for m in patroni.members() if m.pending_restart), key=lambda m: m.leads)
+        if not pending:
+            return
+        for member in pending:
+            say(f"restarting {member.name} ({member.role})")
+            status, text = patroni.call(member.name, "POST", "/restart", {}, timeout=120)
+            if status not in (200, 202):
+                raise PatroniError(f"{member.name}: restart refused: {text[:300]}")
+            wait_for_cluster(patroni, timeout=120)
+            wait_for_sync(patroni)
+    left = [m.name for m in patroni.members() if m.pending_restart]
+    if left:
+        raise PatroniError(f"{', '.join(left)} still need a restart after {rounds} rounds")
+
+
+def run(config: Config) -> int:
+    """The `configure` task."""
+    patroni = config.patroni()
+    members = wait_for_cluster(patroni)
+    wait_for_sync(patroni)
+    say("cluster: " + ", ".join(f"{m.name} {m.role}" for m in members))
+    apply(config, patroni, json.loads(Path(config.dynamic_file).read_text(encoding="utf-8")))
+    return 0

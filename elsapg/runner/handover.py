@@ -1,0 +1,218 @@
+"""Hands the primary's role to a standby, inside a PostgreSQL node.
+
+Three ways in: before a planned stop (a container's or a pod's), the wait until a replaced node
+is back in its place, and `elsapg switchover`, which drives this process by standard input so
+that nothing has to start while the pools are paused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psycopg
+
+from elsapg.runner.patroni import Member, Patroni, PatroniError, leader, wait_until
+
+CONFIG = Path("/etc/elsapg")
+SOCKETS = "/run/postgresql"
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _patroni(nodes: list[str]) -> Patroni:
+    tls = CONFIG / "tls"
+    return Patroni(
+        nodes, 8008, str(tls / "ca.crt"), str(tls / "server.crt"), str(tls / "server.key")
+    )
+
+
+def _candidate(members: list[Member], wanted: str | None) -> Member:
+    """The standby to hand over to: the one asked for, else the synchronous one."""
+    standbys = [m for m in members if not m.leads]
+    if wanted is not None:
+        for member in standbys:
+            if member.name == wanted:
+                if not member.healthy:
+                    raise PatroniError(f"{wanted} is {member.state}, not streaming; choose another")
+                return member
+        raise PatroniError(f"{wanted} is no standby; standbys: {_names(standbys)}")
+    healthy = [m for m in standbys if m.healthy]
+    for member in healthy:
+        if member.role in ("sync_standby", "quorum_standby"):
+            return member
+    raise PatroniError(
+        "no synchronous standby streams now, so a switchover could lose commits; "
+        f"standbys: {_names(standbys)}"
+    )
+
+
+def _names(members: list[Member]) -> str:
+    return ", ".join(f"{m.name} ({m.role}, {m.state})" for m in members) or "none"
+
+
+def _checkpoint() -> None:
+    """A shutdown writes a checkpoint: doing most of it beforehand is what makes it short."""
+    with psycopg.connect(f"host={SOCKETS} user=postgres dbname=postgres", autocommit=True) as db:
+        db.execute("CHECKPOINT")
+
+
+def _writable() -> bool:
+    """Whether the stable address leads to a server that takes writes."""
+    tls = CONFIG / "tls"
+    try:
+        with psycopg.connect(
+            host="primary",
+            port=5432,
+            user="rewind",
+            dbname="postgres",
+            sslmode="verify-full",
+            sslrootcert=str(tls / "ca.crt"),
+            sslcert=str(tls / "rewind.crt"),
+            sslkey=str(tls / "rewind.key"),
+            connect_timeout=2,
+            target_session_attrs="read-write",
+        ):
+            return True
+    except psycopg.OperationalError:
+        return False
+
+
+def switchover(patroni: Patroni, old: str, new: str, timeout: float = 30) -> float:
+    """Switch over and return the seconds until the stable address takes writes again."""
+    start = time.monotonic()
+    answer: list[tuple[int, str]] = []
+
+    def ask() -> None:
+        try:
+            # To the leader: a standby does not wake it.
+            answer.append(
+                patroni.call(
+                    old, "POST", "/switchover", {"leader": old, "candidate": new}, timeout=timeout
+                )
+            )
+        except PatroniError as error:
+            answer.append((0, str(error)))
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    deadline = start + timeout
+    successor = patroni.only(new)
+    while time.monotonic() < deadline:
+        refused = answer and answer[0][0] not in (0, 200, 202)
+        if refused:
+            raise PatroniError(f"Patroni refused the switchover: {answer[0][1][:300]}")
+        time.sleep(0.05)
+        # Its HA loop sleeps up to loop_wait; a poke may come too early, so repeat it.
+        successor.poke()
+        try:
+            body = patroni.get(new, "/")
+        except PatroniError:
+            continue
+        if body.get("role") == "primary" and body.get("state") == "running" and _writable():
+            return time.monotonic() - start
+        time.sleep(0.1)
+    raise TimeoutError(f"{new} did not take over within {timeout:.0f} s")
+
+
+def before_stop(patroni: Patroni, me: str) -> int:
+    """Hand over if this node leads and can; a stop is never refused."""
+    try:
+        members = patroni.members()
+        first = leader(members)
+        if first is None or first.name != me:
+            return 0
+        target = _candidate(members, None)
+        _checkpoint()
+        seconds = switchover(patroni, me, target.name)
+        _say(f"handed over to {target.name} in {seconds:.1f} s")
+    except (PatroniError, TimeoutError, psycopg.Error) as error:
+        _say(f"not handed over: {error}")
+    return 0
+
+
+def wait_healthy(patroni: Patroni, me: str, timeout: float) -> int:
+    """Wait until this node leads or streams, and the primary has a synchronous standby."""
+
+    def healthy() -> bool:
+        members = patroni.members()
+        mine = next((m for m in members if m.name == me), None)
+        sync = patroni.from_any("/config").get("synchronous_mode")
+        others = [m for m in members if not m.leads]
+        return (
+            mine is not None
+            and mine.healthy
+            and leader(members) is not None
+            and (not sync or not others or any(m.role == "sync_standby" for m in others))
+        )
+
+    try:
+        wait_until(healthy, timeout, f"{me} is not back in the cluster")
+    except TimeoutError as error:
+        _say(str(error))
+        return 1
+    return 0
+
+
+def driven(patroni: Patroni, me: str, wanted: str | None) -> int:
+    """Speak with `elsapg switchover`: "ready CANDIDATE", wait for "go", then "done SECONDS"."""
+    try:
+        members = patroni.members()
+        first = leader(members)
+        if first is None or first.name != me:
+            raise PatroniError(f"{me} does not lead; {first.name if first else 'nobody'} does")
+        target = _candidate(members, wanted)
+        _checkpoint()
+        _say(f"ready {target.name}")
+        if sys.stdin.readline().strip() != "go":
+            _say("error not told to go; nothing was done")
+            return 1
+        seconds = switchover(patroni, me, target.name)
+    except (PatroniError, TimeoutError, psycopg.Error) as error:
+        _say(f"error {' '.join(str(error).split())}")
+        return 1
+    _say(f"done {seconds:.3f}")
+    return 0
+
+
+def main() -> int:
+    """Entry of the `handover` command in the postgres image."""
+    parser = argparse.ArgumentParser(prog="handover")
+    parser.add_argument("--driven", action="store_true", help="obey `elsapg switchover` on stdin")
+    parser.add_argument("--candidate", help="the standby that takes over")
+    parser.add_argument("--wait-healthy", action="store_true", help="wait until this node is back")
+    parser.add_argument("--timeout", type=float, default=120, help="seconds for --wait-healthy")
+    arguments = parser.parse_args()
+    me = node_name()
+    patroni = _patroni([me, *peers(me)])
+    if arguments.driven:
+        return driven(patroni, me, arguments.candidate)
+    if arguments.wait_healthy:
+        return wait_healthy(patroni, me, arguments.timeout)
+    return before_stop(patroni, me)
+
+
+def node_name() -> str:
+    """This member's name, from Patroni's own configuration."""
+    for line in (CONFIG / "patroni.yml").read_text(encoding="utf-8").splitlines():
+        if line.startswith("name: "):
+            return line.removeprefix("name: ").strip()
+    return socket.gethostname()
+
+
+def peers(me: str) -> list[str]:
+    """The other members, as this node's Patroni knows them; none while it does not answer."""
+    try:
+        return [m.name for m in _patroni([me]).members() if m.name != me]
+    except PatroniError:
+        return []
+
+
+if __name__ == "__main__":
+    sys.exit(main())

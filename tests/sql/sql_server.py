@@ -1,0 +1,138 @@
+"""A throw-away PostgreSQL from the product's image, bootstrapped by the product's runner.
+
+Nobody but the superuser is trusted in it: every other role logs in with its SCRAM password, so
+the tests see what a client sees.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from elsapg.runner.bootstrap import PASSWORD_ROLES, Result, bootstrap
+
+SQL_DIR = Path(__file__).parents[2] / "bootstrap_sql"
+PASSWORDS = {role: f"test-only-{role}" for role in PASSWORD_ROLES}
+LABEL = "elsapg.test=sql"
+
+# Background workers: pg_cron wants one per running job.
+START = """
+set -eu
+export PATH=/usr/lib/postgresql/17/bin:$PATH
+initdb -D /tmp/pgdata -U postgres -A trust --no-sync -E UTF8 \
+    --locale-provider=builtin --builtin-locale=C.UTF-8 --locale=C.UTF-8 >/dev/null
+cat > /tmp/pgdata/pg_hba.conf <<HBA
+local all postgres trust
+host all postgres all trust
+host all all all scram-sha-256
+HBA
+exec postgres -D /tmp/pgdata -c listen_addresses='*' -c unix_socket_directories=/tmp -c fsync=off \
+    -c max_connections=120 -c max_worker_processes=16 \
+    -c shared_preload_libraries=pg_stat_statements,pgaudit,pg_cron -c pgaudit.log=ddl,role \
+    -c cron.database_name=postgres -c cron.use_background_workers=on -c cron.timezone=UTC \
+    -c log_min_duration_statement=0
+"""
+
+
+def docker(*arguments: str, check: bool = True) -> str:
+    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
+    if check and done.returncode != 0:
+        raise RuntimeError(f"docker {arguments[0]}: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+def find_image() -> str:
+    """ELSAPG_POSTGRES_IMAGE, or the newest elsapg/postgres; skips where there is neither."""
+    try:
+        docker("version", "--format", "{{.Server.Version}}")
+    except (OSError, RuntimeError) as error:
+        pytest.skip(f"needs a Docker daemon: {error}")
+    named = os.environ.get("ELSAPG_POSTGRES_IMAGE")
+    if named:
+        return named
+    # `docker images` lists the newest first.
+    images = docker(
+        "images", "--filter", "reference=elsapg/postgres", "--format", "{{.Repository}}:{{.Tag}}"
+    ).splitlines()
+    tagged = [image for image in images if not image.endswith(":<none>")]
+    if not tagged:
+        pytest.skip(
+            "needs the image elsapg/postgres; build the images or set ELSAPG_POSTGRES_IMAGE"
+        )
+    return tagged[0]
+
+
+@dataclass(frozen=True)
+class Server:
+    """One running PostgreSQL."""
+
+    container: str
+    port: int
+
+    def connect(
+        self, database: str = "postgres", user: str = "postgres", **options: Any
+    ) -> psycopg.Connection[Any]:
+        if user in PASSWORDS:
+            options.setdefault("password", PASSWORDS[user])
+        return psycopg.connect(
+            host="127.0.0.1", port=self.port, dbname=database, user=user, **options
+        )
+
+    def value(self, query: str, parameters: tuple[Any, ...] = (), **where: str) -> Any:
+        """The first column of the only row, as the superuser unless told otherwise."""
+        with self.connect(**where) as connection:
+            row = connection.execute(query.encode(), parameters).fetchone()
+        assert row is not None
+        return row[0]
+
+    def rows(self, query: str, parameters: tuple[Any, ...] = (), **where: str) -> list[Any]:
+        with self.connect(**where) as connection:
+            return connection.execute(query.encode(), parameters).fetchall()
+
+    def logs(self) -> str:
+        done = subprocess.run(
+            ["docker", "logs", self.container], capture_output=True, text=True, check=True
+        )
+        return done.stdout + done.stderr
+
+    def bootstrap(
+        self,
+        sql_dir: Path = SQL_DIR,
+        passwords: dict[str, str] | None = None,
+        log: Callable[[str], None] = print,
+        **options: Any,
+    ) -> Result:
+        return bootstrap(self.connect, sql_dir, passwords or PASSWORDS, log, **options)
+
+
+def start() -> Server:
+    name = f"elsapg-test-sql-{uuid.uuid4().hex[:8]}"
+    docker(
+        "run", "--detach", "--rm", "--name", name, "--label", LABEL, "--user", "postgres",
+        "--publish", "127.0.0.1::5432", "--tmpfs", "/tmp:exec,mode=1777",
+        "--entrypoint", "bash", find_image(), "-c", START,
+    )  # fmt: skip
+    try:
+        port = int(docker("port", name, "5432/tcp").splitlines()[0].rsplit(":", 1)[1])
+        server = Server(name, port)
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                server.connect().close()
+                return server
+            except psycopg.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+    except BaseException:
+        docker("rm", "--force", name, check=False)
+        raise

@@ -1,0 +1,239 @@
+"""Distributed locks under contention: never two holders, tokens that only grow."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+from sql_server import Server
+
+pytestmark = pytest.mark.docker
+
+LEVELS = ["read committed", "repeatable read", "serializable"]
+ZONES = ["UTC", "Pacific/Kiritimati", "Pacific/Pago_Pago", "Asia/Kolkata"]
+CLIENTS = 32
+
+
+@contextmanager
+def client(
+    server: Server, level: str = "read committed", zone: str = "UTC", role: str = "elsa_worker"
+) -> Iterator[psycopg.Connection[Any]]:
+    with server.connect("elsa_runtime", role, autocommit=True) as connection:
+        connection.execute(
+            "SELECT set_config('default_transaction_isolation', %s, false)", (level,)
+        )
+        connection.execute("SELECT set_config('TimeZone', %s, false)", (zone,))
+        yield connection
+
+
+def call(connection: psycopg.Connection[Any], function: str, *arguments: Any) -> Any:
+    marks = ", ".join(["%s"] * len(arguments))
+    row = connection.execute(
+        f"SELECT elsa_runtime.{function}({marks})".encode(), arguments
+    ).fetchone()
+    assert row is not None
+    return row[0]
+
+
+@pytest.fixture
+def resource() -> str:
+    return f"resource-{random.getrandbits(64):x}"
+
+
+@pytest.mark.parametrize("level", [*LEVELS, "mixed"])
+def test_32_clients_never_overlap_and_tokens_grow(
+    server: Server, resource: str, level: str
+) -> None:
+    """Each holder notes when it was told yes and when it began to let go, by one clock."""
+    held: list[tuple[float, float, int]] = []
+    problems: list[str] = []
+    stop = time.monotonic() + 3
+
+    def work(number: int) -> None:
+        own = LEVELS[number % 3] if level == "mixed" else level
+        try:
+            with client(server, own, ZONES[number % len(ZONES)]) as connection:
+                while time.monotonic() < stop:
+                    lock = f"{number}-{time.monotonic_ns()}"
+                    try:
+                        token = call(
+                            connection, "acquire_fenced_lock", resource, lock, f"w{number}", 30
+                        )
+                    except psycopg.errors.SerializationFailure:
+                        continue  # SERIALIZABLE may refuse a commit; then nothing is held
+                    if token is None:
+                        time.sleep(random.uniform(0, 0.02))
+                        continue
+                    began = time.monotonic()
+                    time.sleep(random.uniform(0, 0.01))
+                    ended = time.monotonic()
+                    held.append((began, ended, token))
+                    while True:
+                        try:
+                            if not call(connection, "release_lock", resource, lock, f"w{number}"):
+                                problems.append(f"{number} lost a lock that had 30 s")
+                            break
+                        except psycopg.errors.SerializationFailure:
+                            continue
+        except Exception as error:
+            problems.append(repr(error))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == []
+    held.sort()
+    assert len(held) > 20
+    for earlier, later in itertools.pairwise(held):
+        assert earlier[1] <= later[0], "two holders at once"
+        assert earlier[2] < later[2], "a later holder has a lower token"
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("zone", ZONES)
+def test_a_session_in_another_zone_or_level_cannot_steal(
+    server: Server, resource: str, level: str, zone: str
+) -> None:
+    with client(server) as holder, client(server, level, zone) as thief:
+        assert call(holder, "acquire_lock", resource, "one", "me", 60) is True
+        assert call(thief, "acquire_lock", resource, "two", "thief", 60) is False
+        assert call(thief, "renew_lock", resource, "two", "thief", 60) is False
+        assert call(thief, "release_lock", resource, "one", "thief") is False
+        assert call(thief, "acquire_lock", resource, "one", "thief", 60) is False
+        assert call(holder, "release_lock", resource, "one", "me") is True
+        assert call(thief, "acquire_lock", resource, "two", "thief", 60) is True
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_an_uncommitted_holder_is_answered_at_once(
+    server: Server, resource: str, level: str
+) -> None:
+    with client(server) as holder, client(server, level) as other, holder.transaction():
+        assert call(holder, "acquire_lock", resource, "one", "me", 60)
+        other.execute("SET statement_timeout = '2s'")
+        assert call(other, "acquire_lock", resource, "two", "other", 60) is False
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_refused_try_in_an_open_transaction_blocks_nobody(
+    server: Server, resource: str, level: str
+) -> None:
+    with client(server) as holder, client(server, level) as other:
+        assert call(holder, "acquire_lock", resource, "one", "me", 60)
+        holder.execute("SET statement_timeout = '2s'")
+        with other.transaction():
+            assert call(other, "acquire_lock", resource, "two", "other", 60) is False
+            assert call(holder, "renew_lock", resource, "one", "me", 60) is True
+            assert call(holder, "release_lock", resource, "one", "me") is True
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+def test_an_old_snapshot_gets_no_instead_of_an_error(
+    server: Server, resource: str, level: str
+) -> None:
+    with client(server) as holder, client(server, level) as other, other.transaction():
+        other.execute("SELECT count(*) FROM elsa_runtime.distributed_locks")
+        assert call(holder, "acquire_lock", resource, "one", "me", 60) is True
+        assert call(other, "acquire_lock", resource, "two", "other", 60) is False
+
+
+def test_a_lock_is_not_born_expired_in_an_old_transaction(server: Server, resource: str) -> None:
+    with client(server) as connection, connection.transaction():
+        connection.execute("SELECT pg_sleep(1.2)")
+        assert call(connection, "acquire_lock", resource, "one", "me", 1)
+        row = connection.execute(
+            "SELECT expires_at > clock_timestamp() FROM elsa_runtime.distributed_locks"
+            " WHERE resource_name = %s",
+            (resource,),
+        ).fetchone()
+        assert row == (True,)
+
+
+def test_an_expired_lock_goes_to_the_next_with_a_higher_token(
+    server: Server, resource: str
+) -> None:
+    with client(server) as connection:
+        first = call(connection, "acquire_fenced_lock", resource, "one", "me", 1)
+        assert call(connection, "acquire_fenced_lock", resource, "one", "me", 1) == first
+        time.sleep(1.1)
+        assert call(connection, "renew_lock", resource, "one", "me", 60) is False
+        second = call(connection, "acquire_fenced_lock", resource, "two", "other", 60)
+        assert second > first
+        assert call(connection, "release_lock", resource, "one", "me") is False
+
+
+def test_the_same_holder_after_expiry_gets_a_new_token(server: Server, resource: str) -> None:
+    # In between somebody else might have held it and written.
+    with client(server) as connection:
+        first = call(connection, "acquire_fenced_lock", resource, "one", "me", 1)
+        time.sleep(1.1)
+        assert call(connection, "acquire_fenced_lock", resource, "one", "me", 1) > first
+
+
+def test_renewing_moves_the_end(server: Server, resource: str) -> None:
+    with client(server) as connection:
+        call(connection, "acquire_lock", resource, "one", "me", 1)
+        assert call(connection, "renew_lock", resource, "one", "me", 60) is True
+        time.sleep(1.1)
+        assert call(connection, "acquire_lock", resource, "two", "other", 60) is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "state", "says"),
+    [
+        ((None, "l", "w", 1), "22004", "resource_name must not be NULL"),
+        (("r", None, "w", 1), "22004", "lock_id"),
+        (("r", "l", None, 1), "22004", "locked_by"),
+        (("r", "l", "w", None), "22004", "duration_seconds"),
+        (("", "l", "w", 1), "22023", "1 to 255 characters"),
+        (("r" * 256, "l", "w", 1), "22023", "1 to 255 characters"),
+        (("r", "l", "w", 0), "22023", "1 to 86400"),
+        (("r", "l", "w", -5), "22023", "1 to 86400"),
+        (("r", "l", "w", 86401), "22023", "1 to 86400"),
+        (("r", "l", "w", 2147483647), "22023", "1 to 86400"),
+    ],
+)
+@pytest.mark.parametrize("function", ["acquire_lock", "renew_lock"])
+def test_what_cannot_be_meant_is_refused(
+    server: Server, function: str, arguments: tuple[Any, ...], state: str, says: str
+) -> None:
+    with client(server) as connection, pytest.raises(psycopg.Error, match=says) as caught:
+        call(connection, function, *arguments)
+    assert caught.value.sqlstate == state
+
+
+@pytest.mark.parametrize("role", ["elsa_app", "elsa_worker"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE elsa_runtime.distributed_locks SET locked_by = 'thief'",
+        "DELETE FROM elsa_runtime.distributed_locks",
+        "INSERT INTO elsa_runtime.distributed_locks VALUES ('r', 'l', 'w', now(), now(), 1)",
+        "SELECT nextval('elsa_runtime.fencing_token_seq')",
+    ],
+)
+def test_there_is_no_way_around_the_functions(server: Server, role: str, statement: str) -> None:
+    with (
+        client(server, role=role) as connection,
+        pytest.raises(psycopg.errors.InsufficientPrivilege),
+    ):
+        connection.execute(statement.encode())
+
+
+def test_reports_cannot_lock(server: Server, resource: str) -> None:
+    with (
+        client(server, role="elsa_readonly") as connection,
+        pytest.raises(
+            (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction)
+        ),
+    ):
+        call(connection, "acquire_lock", resource, "one", "me", 1)

@@ -1,0 +1,204 @@
+"""Roles, rights on databases, PgBouncer's function: who can do what, tried as that role."""
+
+from __future__ import annotations
+
+import subprocess
+
+import psycopg
+import pytest
+from sql_server import Server
+
+pytestmark = pytest.mark.docker
+
+DATABASES = ["postgres", "template1", "elsa_workflows", "elsa_runtime"]
+LOGINS = ["elsa_migrator", "elsa_app", "elsa_worker", "elsa_readonly", "elsa_admin", "monitoring"]
+
+
+@pytest.mark.parametrize("database", DATABASES)
+def test_public_may_not_connect_or_make_temporary_tables(server: Server, database: str) -> None:
+    public = server.rows(
+        "SELECT a.privilege_type FROM pg_database AS d, aclexplode(d.datacl) AS a"
+        " WHERE d.datname = %s AND a.grantee = 0",
+        (database,),
+    )
+    assert public == []
+    assert server.value(
+        "SELECT datacl IS NOT NULL FROM pg_database WHERE datname = %s", (database,)
+    )
+
+
+@pytest.mark.parametrize("role", [role for role in LOGINS if role != "monitoring"])
+def test_the_applications_roles_do_not_reach_postgres(server: Server, role: str) -> None:
+    with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
+        server.connect("postgres", role)
+
+
+def test_no_role_of_ours_is_a_superuser(server: Server) -> None:
+    assert server.rows("SELECT rolname FROM pg_roles WHERE rolsuper") == [("postgres",)]
+    assert server.rows("SELECT rolname FROM pg_roles WHERE rolbypassrls AND NOT rolsuper") == [
+        ("backup",)
+    ]
+    assert server.rows("SELECT rolname FROM pg_roles WHERE rolreplication AND NOT rolsuper") == [
+        ("replicator",)
+    ]
+
+
+@pytest.mark.parametrize("database", ["elsa_workflows", "elsa_runtime"])
+def test_what_a_migrator_makes_is_the_owners_and_the_applications_at_once(
+    server: Server, database: str
+) -> None:
+    with server.connect(database, "elsa_migrator") as connection:
+        connection.execute(f"CREATE TABLE {database}.made (id integer)".encode())
+        connection.execute(f"CREATE FUNCTION {database}.made() RETURNS integer RETURN 1".encode())
+        row = connection.execute(
+            "SELECT c.relowner::regrole::text, has_table_privilege('elsa_app', c.oid, 'INSERT'),"
+            " has_table_privilege('elsa_worker', c.oid, 'INSERT'),"
+            " has_table_privilege('elsa_readonly', c.oid, 'SELECT'),"
+            " has_function_privilege('elsa_app', %s, 'EXECUTE')"
+            " FROM pg_class AS c WHERE c.oid = %s::regclass",
+            (f"{database}.made()", f"{database}.made"),
+        ).fetchone()
+        connection.rollback()
+    assert row == ("elsa_owner", True, False, True, False)
+
+
+@pytest.mark.parametrize("role", ["elsa_app", "elsa_worker", "elsa_readonly", "elsa_admin"])
+@pytest.mark.parametrize("schema", ["public", "elsa_workflows", "elsapg", "elsa_jobs"])
+def test_nobody_else_creates_tables(server: Server, role: str, schema: str) -> None:
+    with server.connect("elsa_workflows", role) as connection:
+        connection.execute("SET default_transaction_read_only = off")
+        connection.commit()
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute(f"CREATE TABLE {schema}.mine (id integer)".encode())
+
+
+def test_pgbouncers_function_answers_for_applications_only(server: Server) -> None:
+    with server.connect(autocommit=True) as connection:
+        # The superuser of a cluster has all three attributes: each must be enough on its own.
+        connection.execute("ALTER ROLE postgres PASSWORD 'x'")
+        connection.execute("CREATE ROLE su LOGIN SUPERUSER PASSWORD 'x'")
+        connection.execute("CREATE ROLE bypass LOGIN BYPASSRLS PASSWORD 'x'")
+        connection.execute("CREATE ROLE expired LOGIN PASSWORD 'x' VALID UNTIL '2020-01-01'")
+        connection.execute("CREATE ROLE nologin PASSWORD 'x'")
+        connection.execute("CREATE ROLE repl LOGIN REPLICATION PASSWORD 'x'")
+        try:
+            connection.execute("SET ROLE pgbouncer_auth")
+            found = {
+                role: connection.execute(
+                    "SELECT usename, passwd FROM pgbouncer.get_auth(%s)", (role,)
+                ).fetchall()
+                for role in [
+                    *LOGINS,
+                    "postgres",
+                    "expired",
+                    "nologin",
+                    "repl",
+                    "su",
+                    "bypass",
+                    "backup",
+                    "elsa_jobs",
+                ]
+            }
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute("SELECT rolpassword FROM pg_authid")
+        finally:
+            connection.execute("RESET ROLE")
+            connection.execute("DROP ROLE expired, nologin, repl, su, bypass")
+            connection.execute("ALTER ROLE postgres PASSWORD NULL")
+    assert {role for role, rows in found.items() if rows} == set(LOGINS)
+    assert all(found[role][0][1].startswith("SCRAM-SHA-256$4096:") for role in LOGINS)
+
+
+def test_pgbouncers_function_is_for_pgbouncer_only(server: Server) -> None:
+    with (
+        server.connect(user="monitoring") as connection,
+        pytest.raises(psycopg.errors.InsufficientPrivilege),
+    ):
+        connection.execute("SELECT * FROM pgbouncer.get_auth('elsa_app')")
+
+
+@pytest.mark.parametrize(
+    ("role", "statement"),
+    [
+        ("rewind", "SELECT pg_ls_dir('global', true, false)"),
+        ("rewind", "SELECT pg_stat_file('global/pg_control', true)"),
+        ("rewind", "SELECT pg_read_binary_file('global/pg_control')"),
+        ("rewind", "SELECT pg_read_binary_file('global/pg_control', 0, 10, true)"),
+        ("backup", "SELECT pg_backup_start('t', true); SELECT pg_backup_stop(false)"),
+        ("backup", "SELECT pg_create_restore_point('t')"),
+        ("backup", "SELECT pg_switch_wal()"),
+        ("backup", "CHECKPOINT"),
+        ("backup", "SELECT setting FROM pg_settings WHERE name = 'data_directory'"),
+    ],
+)
+def test_services_work_without_a_superuser(server: Server, role: str, statement: str) -> None:
+    with server.connect(autocommit=True) as connection:
+        connection.execute(f"SET ROLE {role}".encode())
+        rows = connection.execute(statement.encode()).fetchall() if "SELECT" in statement else [1]
+        if "SELECT" not in statement:
+            connection.execute(statement.encode())
+        assert rows
+
+
+def test_the_backup_role_dumps_rows_of_every_tenant(server: Server) -> None:
+    with server.connect("elsa_workflows") as connection:
+        connection.execute(
+            "INSERT INTO elsa_workflows.workflow_definitions"
+            " (id, definition_id, version, name, materialized_workflow, tenant_id)"
+            " VALUES ('dump', 'dump', 1, 'dump-me', '{}', 'dumped-tenant')"
+        )
+    try:
+        dump = subprocess.run(
+            ["docker", "exec", server.container, "pg_dump", "-h", "/tmp", "-U", "postgres",
+             "--role=backup", "elsa_workflows"],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        assert "dump-me" in dump
+    finally:
+        with server.connect("elsa_workflows") as connection:
+            connection.execute("DELETE FROM elsa_workflows.workflow_definitions WHERE id = 'dump'")
+
+
+@pytest.mark.parametrize("database", ["postgres", "elsa_workflows", "elsa_runtime"])
+def test_every_object_has_a_comment(server: Server, database: str) -> None:
+    uncommented = server.rows(
+        """
+        WITH ours AS (
+            SELECT oid FROM pg_namespace
+            WHERE nspname IN ('elsa_workflows', 'elsa_runtime', 'elsapg', 'elsa_jobs', 'pgbouncer')
+        )
+        SELECT oid::regnamespace::text FROM ours WHERE obj_description(oid, 'pg_namespace') IS NULL
+        UNION ALL
+        SELECT c.oid::regclass::text FROM pg_class AS c
+        WHERE c.relnamespace IN (SELECT oid FROM ours) AND c.relkind IN ('r', 'p', 'v', 'm', 'S')
+            AND obj_description(c.oid, 'pg_class') IS NULL
+        UNION ALL
+        SELECT c.oid::regclass::text || '.' || a.attname
+        FROM pg_class AS c INNER JOIN pg_attribute AS a ON c.oid = a.attrelid
+        WHERE c.relnamespace IN (SELECT oid FROM ours) AND c.relkind IN ('r', 'p')
+            AND NOT c.relispartition AND a.attnum > 0 AND NOT a.attisdropped
+            AND col_description(c.oid, a.attnum) IS NULL
+        UNION ALL
+        SELECT p.oid::regprocedure::text FROM pg_proc AS p
+        WHERE p.pronamespace IN (SELECT oid FROM ours) AND obj_description(p.oid, 'pg_proc') IS NULL
+        UNION ALL
+        SELECT rolname FROM pg_roles
+        WHERE rolname !~ '^pg_' AND rolname <> 'postgres'
+            AND shobj_description(oid, 'pg_authid') IS NULL
+        """,
+        database=database,
+    )
+    assert uncommented == []
+
+
+@pytest.mark.parametrize("database", ["postgres", "elsa_workflows", "elsa_runtime"])
+def test_no_function_of_ours_is_public(server: Server, database: str) -> None:
+    public = server.rows(
+        "SELECT p.oid::regprocedure::text FROM pg_proc AS p"
+        " INNER JOIN pg_namespace AS n ON p.pronamespace = n.oid,"
+        " aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) AS a"
+        " WHERE n.nspname IN ('elsa_workflows', 'elsa_runtime', 'elsapg', 'elsa_jobs', 'pgbouncer')"
+        " AND a.grantee = 0",
+        database=database,
+    )
+    assert public == []
