@@ -1,0 +1,66 @@
+"""The secrets of a stack, once their values are known: what rendering needs, and no more.
+
+Infrastructure roles log in by client certificate (its CN is the role's name), so only the roles
+that people and applications use have passwords.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from elsapg.definition import topology as t
+from elsapg.settings import Settings
+
+PASSWORD_ROLES = (
+    "elsa_app",
+    "elsa_worker",
+    "elsa_readonly",
+    "elsa_admin",
+    "elsa_migrator",
+    "monitoring",
+)
+# CN of a client certificate = the database role that it logs in, or the caller it names.
+REPLICATOR, REWIND, AUTH, BACKUP, SUPERUSER = (
+    "replicator",
+    "rewind",
+    "pgbouncer_auth",
+    "backup",
+    "postgres",
+)
+CLIENTS = (REPLICATOR, REWIND, AUTH, BACKUP, SUPERUSER)
+
+
+@dataclass(frozen=True)
+class KeyPair:
+    """A certificate and its key, PEM."""
+
+    certificate: str
+    private_key: str
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """Everything that must not stand in the repository, argv, environment or clear state."""
+
+    ca: str
+    key_pairs: Mapping[str, KeyPair]
+    passwords: Mapping[str, str]
+    s3_access_key: str
+    s3_secret_key: str
+    repository_cipher: str
+
+
+def certificate_names(settings: Settings) -> dict[str, tuple[str, ...]]:
+    """Each certificate's DNS names or addresses; a client certificate has none but its CN."""
+    local = ("localhost", "127.0.0.1")
+    names: dict[str, tuple[str, ...]] = dict.fromkeys(CLIENTS, ())
+    for node in t.node_names(settings):
+        names[node] = (node, t.agent_name(node), t.PRIMARY_HOST, t.REPLICA_HOST, *local)
+    for name in t.etcd_names(settings):
+        names[name] = (name, *local)
+    address = settings.docker.bind_address
+    for name in t.pooler_names(settings):
+        names[name] = (name, "pgbouncer", *local, *({address} - {"127.0.0.1", "0.0.0.0"}))
+    names["s3"] = (t.S3_HOST, *local)
+    return names

@@ -1,0 +1,233 @@
+"""The units (long-running containers), tasks (containers that end) and volumes of a stack.
+
+Pure structure: no secret and no rendered file, so that a target can register everything
+before any secret is known. `elsapg.definition.files` renders what goes into `/etc/elsapg`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from elsapg.settings import Settings
+
+UID = 999
+CONFIG_DIR = "/etc/elsapg"
+PGDATA = "/var/lib/postgresql/data"
+STANZA = "elsa"
+SCOPE = "elsa"
+DATABASES = ("elsa_workflows", "elsa_runtime")
+
+PG_PORT = 5432
+REPLICA_PORT = 5433
+PATRONI_PORT = 8008
+POOL_PORT = 6432
+AGENT_PORT = 8432
+ETCD_PORT = 2379
+ETCD_PEER_PORT = 2380
+S3_PORT = 9000
+
+PRIMARY_HOST = "primary"
+REPLICA_HOST = "replica"
+S3_HOST = "s3"
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A named volume at a path. `data`: it outlives `destroy` unless told --purge."""
+
+    volume: str
+    path: str
+    data: bool = False
+    read_only: bool = False
+
+
+@dataclass(frozen=True)
+class Port:
+    """A container port published on the machine's bind address."""
+
+    container: int
+    host: int
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One long-running process in one container."""
+
+    name: str
+    image: str
+    command: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    mounts: tuple[Mount, ...] = ()
+    tmpfs: tuple[str, ...] = ("/tmp",)
+    ports: tuple[Port, ...] = ()
+    env: dict[str, str] = field(default_factory=dict)
+    memory_mb: int | None = None
+    cpus: float | None = None
+    shm_mb: int | None = None
+    # How long a clean stop may take, in seconds, before it is killed.
+    stop_timeout: int = 10
+    stop_signal: str = "SIGTERM"
+    # Run inside before a planned stop (a primary hands over), and after a planned start.
+    before_stop: tuple[str, ...] = ()
+    after_start: tuple[str, ...] = ()
+    # How a change of files takes effect: a signal to process 1, or a restart.
+    reload_signal: str | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A run that ends: it runs again when its files, image or `triggers` change."""
+
+    name: str
+    image: str
+    command: tuple[str, ...]
+    timeout_s: int
+    # Names of the units whose change must run it again.
+    follows: tuple[str, ...] = ()
+
+
+def node_names(settings: Settings) -> tuple[str, ...]:
+    """`pg-1` ... `pg-N`: the primary and its standbys; which is which is Patroni's affair."""
+    return tuple(f"pg-{i + 1}" for i in range(settings.postgres.replicas + 1))
+
+
+def etcd_names(settings: Settings) -> tuple[str, ...]:
+    return tuple(f"etcd-{i + 1}" for i in range(settings.etcd.members))
+
+
+def pooler_names(settings: Settings) -> tuple[str, ...]:
+    return tuple(f"pgbouncer-{i + 1}" for i in range(settings.pooler.instances))
+
+
+def agent_name(node: str) -> str:
+    """The pgBackRest agent beside a node: it reads the node's volume and socket."""
+    return f"{node}-agent"
+
+
+def units(settings: Settings) -> tuple[Unit, ...]:
+    """Every long-running unit of the docker target, in start order."""
+    return (*_etcd(settings), _s3(settings), *_nodes(settings), *_agents(settings),
+            _haproxy(settings), *_poolers(settings), _runner())  # fmt: skip
+
+
+def tasks(_settings: Settings) -> tuple[Task, ...]:
+    """What runs once the units are up, in this order."""
+    return (
+        Task("configure", "runner", ("configure",), timeout_s=300),
+        Task("bootstrap", "runner", ("bootstrap",), timeout_s=300),
+        Task("first-backup", "runner", ("first-backup",), timeout_s=900),
+    )
+
+
+def _etcd(settings: Settings) -> tuple[Unit, ...]:
+    return tuple(
+        Unit(
+            name=name,
+            image="etcd",
+            aliases=(name,),
+            mounts=(Mount(name, "/var/lib/etcd", data=True),),
+            memory_mb=256,
+            # Certificates are read at every handshake: nothing to signal.
+            reload_signal=None,
+        )
+        for name in etcd_names(settings)
+    )
+
+
+def _s3(settings: Settings) -> Unit:
+    return Unit(
+        name="s3",
+        image="s3",
+        aliases=(S3_HOST,),
+        env={"S3_BUCKET": settings.archive.bucket, "S3_REGION": settings.archive.region},
+        mounts=(Mount("s3", "/var/lib/s3", data=True),),
+        memory_mb=512,
+    )
+
+
+def _nodes(settings: Settings) -> tuple[Unit, ...]:
+    return tuple(
+        Unit(
+            name=name,
+            image="postgres",
+            aliases=(name,),
+            mounts=(
+                Mount(name, "/var/lib/postgresql", data=True),
+                Mount(f"{name}-run", "/run/postgresql"),
+            ),
+            tmpfs=("/tmp", "/var/spool/pgbackrest", "/var/log/pgbackrest"),
+            memory_mb=settings.postgres.memory_mb + 256,
+            cpus=settings.postgres.cpus,
+            # Parallel queries take shared memory beside shared_buffers.
+            shm_mb=max(64, settings.postgres.memory_mb // 4),
+            # A clean stop ships the last WAL to the standby and the archive.
+            stop_timeout=60,
+            before_stop=("handover",),
+            after_start=("handover", "--wait-healthy"),
+            reload_signal="SIGHUP",
+        )
+        for name in node_names(settings)
+    )
+
+
+def _agents(settings: Settings) -> tuple[Unit, ...]:
+    return tuple(
+        Unit(
+            name=agent_name(name),
+            image="postgres",
+            command=("pgbackrest", "server", "--config=/etc/elsapg/pgbackrest.conf"),
+            aliases=(agent_name(name),),
+            mounts=(
+                Mount(name, "/var/lib/postgresql", data=True),
+                Mount(f"{name}-run", "/run/postgresql"),
+            ),
+            tmpfs=("/tmp", "/var/spool/pgbackrest", "/var/log/pgbackrest"),
+            memory_mb=256,
+            reload_signal="SIGHUP",
+        )
+        for name in node_names(settings)
+    )
+
+
+def _haproxy(settings: Settings) -> Unit:
+    direct = settings.docker.direct_port
+    return Unit(
+        name="haproxy",
+        image="haproxy",
+        aliases=(PRIMARY_HOST, REPLICA_HOST),
+        tmpfs=("/tmp", "/run"),
+        ports=(Port(PG_PORT, direct), Port(REPLICA_PORT, direct + 1)) if direct else (),
+        memory_mb=256,
+        # The master process starts new workers and hands them the listening sockets.
+        reload_signal="SIGUSR2",
+        stop_signal="SIGUSR1",
+        stop_timeout=5,
+    )
+
+
+def _poolers(settings: Settings) -> tuple[Unit, ...]:
+    return tuple(
+        Unit(
+            name=name,
+            image="pgbouncer",
+            aliases=(name, "pgbouncer"),
+            tmpfs=("/tmp", "/run/pgbouncer"),
+            ports=(Port(POOL_PORT, settings.docker.pool_port + index),),
+            memory_mb=256,
+            reload_signal="SIGHUP",
+            # SIGINT lets running transactions end.
+            stop_signal="SIGINT",
+        )
+        for index, name in enumerate(pooler_names(settings))
+    )
+
+
+def _runner() -> Unit:
+    return Unit(
+        name="runner",
+        image="runner",
+        command=("schedule",),
+        aliases=("runner",),
+        tmpfs=("/tmp", "/var/spool/pgbackrest", "/var/log/pgbackrest"),
+        memory_mb=256,
+    )

@@ -1,0 +1,90 @@
+"""The Pulumi program: settings -> secrets and certificates -> definition -> target."""
+
+from __future__ import annotations
+
+import secrets as random
+from pathlib import Path
+from typing import Any
+
+import pulumi
+
+from elsapg.definition import topology as t
+from elsapg.definition.secrets import PASSWORD_ROLES, KeyPair, Secrets, certificate_names
+from elsapg.errors import UsageError
+from elsapg.pki import Certificate, CertificateAuthority
+from elsapg.settings import Settings
+from elsapg.targets.docker.place import place as place_on_docker
+
+
+def program(stack: str, settings: Settings, _root: Path) -> None:
+    """Register every resource of the stack. Runs inside a Pulumi program."""
+    if settings.target != "docker":
+        raise UsageError(
+            f"target {settings.target!r} is not there yet: set elsapg:target to docker"
+        )
+    keep = pulumi.ResourceOptions(protect=settings.protect)
+    stashes = {name: _generated(f"password-{name}", 24, keep) for name in PASSWORD_ROLES}
+    access_key = _generated("s3-access-key", 15, keep)
+    secret_key = _generated("s3-secret-key", 30, keep)
+    cipher = _generated("repository-cipher", 48, keep)
+    authority = CertificateAuthority(
+        "ca",
+        common_name=f"elsapg {stack}",
+        valid_days=settings.tls.ca_valid_days,
+        renew_before_days=settings.tls.renew_before_days,
+        opts=keep,
+    )
+    pairs = {
+        name: Certificate(
+            f"certificate-{name}",
+            common_name=name,
+            names=names,
+            valid_days=settings.tls.valid_days,
+            renew_before_days=settings.tls.renew_before_days,
+            ca=authority,
+        )
+        for name, names in certificate_names(settings).items()
+    }
+    # Secret as a whole: its parts are.
+    known = pulumi.Output.all(
+        ca=authority.certificate,
+        passwords=stashes,
+        pairs={n: [c.certificate, c.private_key] for n, c in pairs.items()},
+        s3=[access_key, secret_key],
+        cipher=cipher,
+    ).apply(_secrets)
+    place_on_docker(stack, settings, known)
+    pulumi.export("passwords", pulumi.Output.secret(stashes))
+    pulumi.export("ca", authority.certificate)
+    pulumi.export(
+        "pools",
+        [
+            {
+                "host": settings.docker.bind_address,
+                "port": settings.docker.pool_port + index,
+            }
+            for index, _ in enumerate(t.pooler_names(settings))
+        ],
+    )
+    pulumi.export("direct_port", settings.docker.direct_port)
+
+
+def _generated(name: str, entropy: int, opts: pulumi.ResourceOptions) -> pulumi.Output[str]:
+    """A secret made once: later runs offer another value, which `ignore_changes` drops."""
+    stash = pulumi.Stash(
+        name,
+        input=pulumi.Output.secret(random.token_urlsafe(entropy)),
+        opts=pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(ignore_changes=["input"])),
+    )
+    return stash.output
+
+
+def _secrets(values: dict[str, Any]) -> Secrets:
+    return Secrets(
+        ca=values["ca"],
+        key_pairs={n: KeyPair(*pair) for n, pair in values["pairs"].items()},
+        passwords=values["passwords"],
+        s3_access_key=values["s3"][0],
+        s3_secret_key=values["s3"][1],
+        repository_cipher=values["cipher"],
+    )

@@ -1,0 +1,106 @@
+"""The Docker daemon as this target sees it: one client, labels, and errors a person can use."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import tarfile
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import docker
+import docker.errors
+import requests
+from docker.models.containers import Container
+
+from elsapg.errors import DeploymentError, MissingError
+
+STACK_LABEL = "elsapg.stack"
+UNIT_LABEL = "elsapg.unit"
+SPEC_LABEL = "elsapg.spec"
+DATA_LABEL = "elsapg.data"
+
+PREFIX = "elsapg"
+
+
+def physical_name(stack: str, name: str) -> str:
+    """The name of a container, volume or network of a stack on this machine."""
+    return f"{PREFIX}-{stack}-{name}"
+
+
+@contextlib.contextmanager
+def daemon(timeout: int = 600) -> Iterator[docker.DockerClient]:
+    """A client of the daemon that DOCKER_HOST names; its failures become ElsapgErrors."""
+    try:
+        client = docker.from_env(timeout=timeout)
+    except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
+        raise MissingError(_down(error)) from None
+    try:
+        yield client
+    except docker.errors.APIError as error:
+        raise DeploymentError(explain(error)) from None
+    except requests.exceptions.RequestException as error:
+        raise MissingError(_down(error)) from None
+    finally:
+        client.close()
+
+
+def _down(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return (
+        f"Docker does not answer ({text[:160]}): start it with `elsapg setup`, or set DOCKER_HOST "
+        "to a running one, and run the same command again"
+    )
+
+
+def explain(error: docker.errors.APIError) -> str:
+    """An API error as one sentence with the way out, where we know one."""
+    text = " ".join(str(error.explanation or error).split())
+    port = re.search(r"(?:bind for|listen tcp4?) (\S+?):(\d+)", text, re.IGNORECASE)
+    if port and ("already" in text or "in use" in text):
+        return (
+            f"port {port[2]} of {port[1]} is already taken on this machine: stop what listens "
+            "there, or set docker.pool_port (docker.direct_port) in the stack to a free one"
+        )
+    if "no space left" in text:
+        return (
+            f"Docker's disk is full ({text}): free some space (`docker image prune`) and run again"
+        )
+    return f"Docker: {text}"
+
+
+def owned(labels: dict[str, str] | None, stack: str, kind: str, name: str) -> None:
+    """Refuse to touch what carries our name but not our label."""
+    owner = (labels or {}).get(STACK_LABEL)
+    if owner != stack:
+        raise DeploymentError(
+            f"{kind} {name} exists and is not of stack {stack!r} "
+            f"(label {STACK_LABEL}={owner!r}): remove or rename it, then run again"
+        )
+
+
+def execute(container: Container, command: Sequence[str], user: str = "") -> tuple[int, str]:
+    """Run a command inside: its exit code, and its output and errors together."""
+    code, output = container.exec_run(list(command), user=user)
+    assert isinstance(output, bytes)
+    return int(code or 0), output.decode(errors="replace")
+
+
+def archive(files: list[dict[str, Any]], gid: int) -> bytes:
+    """A tar of `files` ({path, content, mode}): root's, readable by the group `gid`."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        folders = {f["path"].rpartition("/")[0] for f in files if "/" in f["path"]}
+        for folder in sorted(folders):
+            entry = tarfile.TarInfo(folder)
+            entry.type, entry.mode, entry.gid = tarfile.DIRTYPE, 0o750, gid
+            tar.addfile(entry)
+        for file in files:
+            content = file["content"].encode()
+            entry = tarfile.TarInfo(file["path"])
+            entry.size, entry.mode, entry.gid = len(content), int(file["mode"]), gid
+            entry.mtime = int(time.time())
+            tar.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()

@@ -1,0 +1,85 @@
+"""Runs commands inside a stack's containers, and says which of them run."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+
+from elsapg.errors import NotDeployedError
+from elsapg.targets.docker import daemon as d
+
+
+@dataclass(frozen=True)
+class Completed:
+    """What a command inside a unit printed, and how it ended."""
+
+    code: int
+    output: str
+
+
+@dataclass(frozen=True)
+class UnitState:
+    """A unit as the engine sees it. `memory_bytes` is None while it does not run."""
+
+    name: str
+    state: str
+    restarts: int
+
+
+class DockerHosts:
+    """The containers of one stack, found by name and label."""
+
+    def __init__(self, stack: str) -> None:
+        self._stack = stack
+
+    def physical(self, unit: str) -> str:
+        """The container's name."""
+        return d.physical_name(self._stack, unit)
+
+    def run(self, unit: str, *command: str, timeout: int = 60) -> Completed:
+        """Run a command in a unit; standard output and error together.
+
+        Raises NotDeployedError when the unit does not run.
+        """
+        with d.daemon(timeout=timeout) as client:
+            found = client.containers.list(filters={"name": f"^{self.physical(unit)}$"})
+            if not found:
+                raise NotDeployedError(
+                    f"{unit} of stack {self._stack!r} does not run: "
+                    f"`elsapg status --stack {self._stack}` says what does, `elsapg up` starts it"
+                )
+            return Completed(*d.execute(found[0], command))
+
+    def converse(self, unit: str, *command: str) -> subprocess.Popen[str]:
+        """Start a command in a unit with pipes to its standard input and output.
+
+        When this process dies, the command's input ends: that is how it knows.
+        """
+        return subprocess.Popen(
+            ["docker", "exec", "-i", self.physical(unit), *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            bufsize=1,
+        )
+
+    def interactive(self, unit: str, *command: str, terminal: bool) -> int:
+        """Run a command in a unit with this process's own input and output."""
+        flags = ["-it"] if terminal else ["-i"]
+        return subprocess.run(
+            ["docker", "exec", *flags, self.physical(unit), *command], check=False
+        ).returncode
+
+    def states(self) -> dict[str, UnitState]:
+        """Every container of the stack by unit name, running or not."""
+        with d.daemon() as client:
+            label = f"{d.STACK_LABEL}={self._stack}"
+            found = client.containers.list(all=True, filters={"label": label})
+            states = {}
+            for container in found:
+                name = str(container.labels.get(d.UNIT_LABEL, container.name))
+                states[name] = UnitState(
+                    name, container.status, int(container.attrs.get("RestartCount", 0))
+                )
+            return states

@@ -1,0 +1,171 @@
+"""Places a stack's units, tasks and volumes on one machine's Docker."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import pulumi
+
+from elsapg.definition import topology as t
+from elsapg.definition.files import File, files_for, task_files
+from elsapg.definition.secrets import Secrets
+from elsapg.settings import Settings
+from elsapg.targets.docker import daemon as d
+from elsapg.targets.docker.resources import (
+    Container,
+    Image,
+    Network,
+    Task,
+    Volume,
+    context_digest,
+)
+
+BASE_IMAGE = "debian:trixie-slim"
+
+# What each image is made of, beside the Dockerfile: a change of SQL rebuilds the runner only.
+CONTEXTS: Mapping[str, tuple[str, ...]] = {
+    "etcd": (),
+    "s3": (".elsapg/bin/versitygw", "images/bin/s3"),
+    "postgres": (
+        "images/bin/handover",
+        "elsapg/__init__.py",
+        "elsapg/runner/__init__.py",
+        "elsapg/runner/handover.py",
+        "elsapg/runner/patroni.py",
+    ),
+    "haproxy": (),
+    "pgbouncer": ("images/bin/pool-gate",),
+    "runner": ("elsapg/__init__.py", "elsapg/errors.py", "elsapg/runner", "bootstrap_sql"),
+}
+
+
+def place(stack: str, settings: Settings, secrets: pulumi.Output[Secrets]) -> None:
+    """Register everything; Pulumi works out what to make, change or leave."""
+    images = {
+        target: Image(
+            target,
+            target=target,
+            context=context_digest(("images/Dockerfile", *extra)),
+            base=BASE_IMAGE,
+        )
+        for target, extra in CONTEXTS.items()
+    }
+    network = Network("network", stack=stack)
+    units = t.units(settings)
+    volumes = _volumes(stack, settings, units)
+    made: dict[str, Container] = {}
+    for unit in units:
+        made[unit.name] = Container(
+            unit.name,
+            _unit_props(stack, settings, unit, secrets, images, network, volumes),
+            pulumi.ResourceOptions(depends_on=_after(settings, unit, made)),
+        )
+    before: list[pulumi.Resource] = list(made.values())
+    for task in t.tasks(settings):
+        before = [
+            Task(
+                task.name,
+                {
+                    "stack": stack,
+                    "unit": task.name,
+                    "image": images[task.image].image_id,
+                    "command": list(task.command),
+                    "network": network.name,
+                    "network_id": network.network_id,
+                    "timeout_s": task.timeout_s,
+                    "tmpfs": ["/tmp", "/var/spool/pgbackrest", "/var/log/pgbackrest"],
+                    "files": _files(secrets, lambda s, n=task.name: task_files(n, settings, s)),
+                },
+                pulumi.ResourceOptions(depends_on=before),
+            )
+        ]
+
+
+def _after(
+    settings: Settings, unit: t.Unit, made: Mapping[str, Container]
+) -> list[pulumi.Resource]:
+    """What a unit is made, and changed, after. One node, one pooler at a time: an update that
+    replaces them waits until each is back."""
+    for group in (t.node_names(settings), t.pooler_names(settings), t.etcd_names(settings)):
+        if unit.name in group:
+            first = group.index(unit.name) == 0
+            earlier = [] if first else [made[group[group.index(unit.name) - 1]]]
+            foundation = (
+                [made[n] for n in (*t.etcd_names(settings), "s3")]
+                if group == t.node_names(settings)
+                else []
+            )
+            return [*earlier, *foundation]
+    if unit.name.endswith("-agent"):
+        return [made[unit.name.removesuffix("-agent")]]
+    return []
+
+
+def _volumes(
+    stack: str, settings: Settings, units: tuple[t.Unit, ...]
+) -> dict[str, pulumi.Output[str]]:
+    mounts = {m.volume: m for unit in units for m in unit.mounts}
+    return {
+        mount.volume: Volume(
+            f"volume-{mount.volume}",
+            stack=stack,
+            volume=mount.volume,
+            data=mount.data,
+            opts=pulumi.ResourceOptions(protect=mount.data and settings.protect),
+        ).name
+        for mount in mounts.values()
+    }
+
+
+def _files(secrets: pulumi.Output[Secrets], render: Any) -> pulumi.Output[list[dict[str, Any]]]:
+    def rendered(known: Secrets) -> list[dict[str, Any]]:
+        files: tuple[File, ...] = render(known)
+        return [asdict(file) for file in files]
+
+    return secrets.apply(rendered)
+
+
+def _unit_props(
+    stack: str,
+    settings: Settings,
+    unit: t.Unit,
+    secrets: pulumi.Output[Secrets],
+    images: Mapping[str, Image],
+    network: Network,
+    volumes: Mapping[str, pulumi.Output[str]],
+) -> dict[str, pulumi.Input[Any]]:
+    address = settings.docker.bind_address
+    return {
+        "stack": stack,
+        "unit": unit.name,
+        "image": images[unit.image].image_id,
+        "command": list(unit.command),
+        "env": unit.env,
+        "network": network.name,
+        "network_id": network.network_id,
+        "aliases": list(unit.aliases),
+        "mounts": [
+            {"volume": volumes[m.volume], "path": m.path, "read_only": m.read_only}
+            for m in unit.mounts
+        ],
+        "tmpfs": list(unit.tmpfs),
+        "ports": [
+            {"container": p.container, "host": p.host, "address": address} for p in unit.ports
+        ],
+        "memory_mb": unit.memory_mb,
+        "cpus": unit.cpus,
+        "shm_mb": unit.shm_mb,
+        "stop_timeout": unit.stop_timeout,
+        "stop_signal": unit.stop_signal,
+        "before_stop": list(unit.before_stop),
+        "after_start": list(unit.after_start),
+        "reload_signal": unit.reload_signal,
+        "files": _files(secrets, lambda s, n=unit.name: files_for(n, settings, s)),
+    }
+
+
+def physical(stack: str, unit: str) -> str:
+    """The container that runs `unit`."""
+    return d.physical_name(stack, unit)

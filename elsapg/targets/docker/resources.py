@@ -1,0 +1,327 @@
+"""The dynamic resources of the docker target: network, volume, image, container, task.
+
+Each adopts what carries the stack's label before it creates, so that an interrupted `up` is
+finished by the next one. A container's identity is its name: a change of image or mounts
+replaces the container inside an update, in the order that keeps the cluster serving.
+
+The module's and the classes' names stand in every stack's state: renaming them breaks it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import docker
+import docker.errors
+import pulumi
+from pulumi.dynamic import (
+    CreateResult,
+    DiffResult,
+    ReadResult,
+    Resource,
+    ResourceProvider,
+    UpdateResult,
+)
+
+from elsapg.errors import DeploymentError, MissingError
+from elsapg.targets.docker import containers
+from elsapg.targets.docker import daemon as d
+
+ROOT = Path(__file__).resolve().parents[3]
+GONE = ReadResult("", {})
+
+
+class _NetworkProvider(ResourceProvider):
+    def create(self, props: dict[str, Any]) -> CreateResult:
+        with d.daemon() as client:
+            found = client.networks.list(names=[f"^{props['name']}$"])
+            if found:
+                d.owned(found[0].attrs.get("Labels"), props["stack"], "network", props["name"])
+                network = found[0]
+            else:
+                network = client.networks.create(
+                    props["name"], driver="bridge", labels={d.STACK_LABEL: props["stack"]}
+                )
+            return CreateResult(props["name"], {**props, "network_id": network.id})
+
+    def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
+        with d.daemon() as client:
+            found = client.networks.list(names=[f"^{id_}$"])
+            return ReadResult(id_, {**props, "network_id": found[0].id}) if found else GONE
+
+    def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
+        return DiffResult(changes=olds["name"] != news["name"], replaces=["name"])
+
+    def delete(self, id_: str, _props: dict[str, Any]) -> None:
+        with d.daemon() as client:
+            for network in client.networks.list(names=[f"^{id_}$"]):
+                network.remove()
+
+
+class Network(Resource, module="docker", name="Network"):
+    """A bridge network of the stack. Outputs: name, network_id."""
+
+    name: pulumi.Output[str]
+    network_id: pulumi.Output[str]
+
+    def __init__(
+        self, resource_name: str, *, stack: str, opts: pulumi.ResourceOptions | None = None
+    ) -> None:
+        props = {"stack": stack, "name": d.physical_name(stack, resource_name), "network_id": None}
+        super().__init__(_NetworkProvider(), resource_name, props, opts)
+
+
+class _VolumeProvider(ResourceProvider):
+    def create(self, props: dict[str, Any]) -> CreateResult:
+        with d.daemon() as client:
+            try:
+                volume = client.volumes.get(props["name"])
+                d.owned(volume.attrs.get("Labels"), props["stack"], "volume", props["name"])
+            except docker.errors.NotFound:
+                labels = {d.STACK_LABEL: props["stack"], d.DATA_LABEL: str(props["data"]).lower()}
+                client.volumes.create(props["name"], labels=labels)
+        return CreateResult(props["name"], props)
+
+    def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
+        with d.daemon() as client:
+            try:
+                client.volumes.get(id_)
+            except docker.errors.NotFound:
+                return GONE
+        return ReadResult(id_, props)
+
+    def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
+        return DiffResult(changes=olds["name"] != news["name"], replaces=["name"])
+
+    def delete(self, id_: str, _props: dict[str, Any]) -> None:
+        with d.daemon() as client:
+            try:
+                client.volumes.get(id_).remove()
+            except docker.errors.NotFound:
+                return
+
+
+class Volume(Resource, module="docker", name="Volume"):
+    """A named volume. `data`: what it holds cannot be made again. Outputs: name."""
+
+    name: pulumi.Output[str]
+
+    def __init__(
+        self,
+        resource_name: str,
+        *,
+        stack: str,
+        volume: str,
+        data: bool,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        props = {"stack": stack, "name": d.physical_name(stack, volume), "data": data}
+        super().__init__(_VolumeProvider(), resource_name, props, opts)
+
+
+class _ImageProvider(ResourceProvider):
+    def create(self, props: dict[str, Any]) -> CreateResult:
+        return CreateResult(props["target"], self._have(props))
+
+    def update(self, _id: str, _olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
+        return UpdateResult(self._have(news))
+
+    def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
+        with d.daemon() as client:
+            try:
+                client.images.get(props["image_id"])
+            except docker.errors.ImageNotFound:
+                return GONE
+        return ReadResult(id_, props)
+
+    def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
+        return DiffResult(changes=any(olds[k] != news[k] for k in ("context", "target", "base")))
+
+    def delete(self, _id: str, _props: dict[str, Any]) -> None:
+        """Images stay: other stacks use them, and the next `up` is quicker."""
+
+    @staticmethod
+    def _have(props: dict[str, Any]) -> dict[str, Any]:
+        tag = f"{d.PREFIX}/{props['target']}:{props['context']}"
+        with d.daemon() as client:
+            try:
+                image = client.images.get(tag)
+            except docker.errors.ImageNotFound:
+                image = _build(client, props, tag)
+            return {**props, "image_id": image.id, "tag": tag}
+
+
+def _build(client: docker.DockerClient, props: dict[str, Any], tag: str) -> Any:
+    try:
+        client.images.get(props["base"])
+    except docker.errors.ImageNotFound:
+        raise MissingError(
+            f"the base image {props['base']} is not here: run `elsapg setup`, which pulls or "
+            "makes it"
+        ) from None
+    try:
+        image, _log = client.images.build(
+            path=str(ROOT),
+            dockerfile="images/Dockerfile",
+            target=props["target"],
+            tag=tag,
+            rm=True,
+            forcerm=True,
+            buildargs={"BASE": props["base"]},
+            labels={"elsapg.image": props["target"]},
+        )
+    except docker.errors.BuildError as error:
+        lines = [str(part.get("stream") or part.get("error") or "") for part in error.build_log]
+        tail = " / ".join(" ".join("".join(lines).split("\n")[-8:]).split())[:600]
+        if "no space left" in f"{error} {tail}":
+            raise DeploymentError(
+                f"no disk space to build image {props['target']}: free some "
+                "(`docker image prune`) and run again"
+            ) from None
+        raise DeploymentError(
+            f"image {props['target']} does not build: {error.msg} ({tail})"
+        ) from None
+    return image
+
+
+class Image(Resource, module="docker", name="Image"):
+    """A target of `images/Dockerfile`, built unless its content is there. Output: image_id."""
+
+    image_id: pulumi.Output[str]
+    tag: pulumi.Output[str]
+
+    def __init__(
+        self,
+        resource_name: str,
+        *,
+        target: str,
+        context: str,
+        base: str,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        props = {"target": target, "context": context, "base": base, "image_id": None, "tag": None}
+        super().__init__(_ImageProvider(), resource_name, props, opts)
+
+
+class _ContainerProvider(ResourceProvider):
+    def create(self, props: dict[str, Any]) -> CreateResult:
+        props = containers.inputs(props)
+        with d.daemon() as client:
+            containers.converge(client, props, old_files=None)
+        return CreateResult(containers.name_of(props), _outputs(props))
+
+    def update(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
+        news = containers.inputs(news)
+        with d.daemon() as client:
+            containers.converge(client, news, old_files=olds.get("files") or [])
+        return UpdateResult(_outputs(news))
+
+    def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
+        with d.daemon() as client:
+            container = containers.find(client, props)
+            if container is None:
+                return GONE
+            found = container.labels.get(d.SPEC_LABEL)
+            running = container.status == "running"
+        return ReadResult(id_, {**props, "spec": found, "running": running})
+
+    def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
+        old, new = containers.inputs(olds), containers.inputs(news)
+        same = old == new and olds.get("spec") == containers.spec(new) and olds.get("running")
+        renamed = containers.name_of(old) != containers.name_of(new)
+        return DiffResult(
+            changes=not same, replaces=["unit"] if renamed else [], delete_before_replace=True
+        )
+
+    def delete(self, _id: str, props: dict[str, Any]) -> None:
+        with d.daemon() as client:
+            container = containers.find(client, props)
+            if container is not None:
+                containers.remove(client, container, props)
+
+
+def _outputs(props: dict[str, Any]) -> dict[str, Any]:
+    return {**props, "spec": containers.spec(props), "running": True}
+
+
+class Container(Resource, module="docker", name="Container"):
+    """One unit. `files` is secret as a whole. Outputs: running, spec."""
+
+    running: pulumi.Output[bool]
+    spec: pulumi.Output[str]
+
+    def __init__(
+        self,
+        resource_name: str,
+        props: Mapping[str, pulumi.Input[Any]],
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        super().__init__(
+            _ContainerProvider(),
+            resource_name,
+            {**props, "spec": None, "running": None},
+            _secret_files(opts),
+        )
+
+
+class _TaskProvider(ResourceProvider):
+    def create(self, props: dict[str, Any]) -> CreateResult:
+        return CreateResult(containers.name_of(props), self._run(props))
+
+    def update(self, _id: str, _olds: dict[str, Any], news: dict[str, Any]) -> UpdateResult:
+        return UpdateResult(self._run(news))
+
+    def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
+        return DiffResult(changes=containers.inputs(olds) != containers.inputs(news))
+
+    def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
+        return ReadResult(id_, props)
+
+    def delete(self, _id: str, props: dict[str, Any]) -> None:
+        with d.daemon() as client:
+            leftover = containers.find(client, props)
+            if leftover is not None:
+                containers.remove(client, leftover, props)
+
+    @staticmethod
+    def _run(props: dict[str, Any]) -> dict[str, Any]:
+        props = containers.inputs(props)
+        with d.daemon(timeout=int(props["timeout_s"]) + 60) as client:
+            return {**props, "log": containers.run_task(client, props)}
+
+
+class Task(Resource, module="docker", name="Task"):
+    """A run that ends; it runs again when anything of it changes. Output: log."""
+
+    log: pulumi.Output[str]
+
+    def __init__(
+        self,
+        resource_name: str,
+        props: Mapping[str, pulumi.Input[Any]],
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        super().__init__(
+            _TaskProvider(), resource_name, {**props, "log": None}, _secret_files(opts)
+        )
+
+
+def _secret_files(opts: pulumi.ResourceOptions | None) -> pulumi.ResourceOptions:
+    secret = pulumi.ResourceOptions(additional_secret_outputs=["files"])
+    return pulumi.ResourceOptions.merge(secret, opts)
+
+
+def context_digest(paths: Sequence[str]) -> str:
+    """A hash of the files (and whole folders) below the project root that an image is made of."""
+    entries = []
+    for name in paths:
+        path = ROOT / name
+        found = sorted(path.rglob("*")) if path.is_dir() else [path]
+        for file in found:
+            if file.is_file() and "__pycache__" not in file.parts:
+                entries.append(
+                    [str(file.relative_to(ROOT)), containers.digest(file.read_bytes().hex())]
+                )
+    return containers.digest(entries)
