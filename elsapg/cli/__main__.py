@@ -1,0 +1,7 @@
+"""`python -m elsapg.cli`."""
+
+import sys
+
+from elsapg.cli import main
+
+sys.exit(main())

@@ -1,0 +1,137 @@
+"""How people and applications reach a stack: URIs, Elsa's settings, a psql session."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote, urlencode
+
+from elsapg.definition import topology as t
+from elsapg.definition.secrets import PASSWORD_ROLES
+from elsapg.errors import UsageError
+from elsapg.services.deployment import Deployment
+from elsapg.services.places import write_private
+
+Via = Literal["pool", "session", "readonly", "direct"]
+Format = Literal["libpq", "npgsql", "env"]
+
+# The door decides the database's name at PgBouncer.
+_SUFFIX: dict[Via, str] = {"pool": "", "session": "_session", "readonly": "_readonly", "direct": ""}
+
+
+@dataclass(frozen=True)
+class Connection:
+    """Where a role connects. `password` is a secret: show it only where it was asked for."""
+
+    role: str
+    password: str
+    database: str
+    addresses: tuple[tuple[str, int], ...]
+    ca_file: Path
+    via: Via
+
+
+def connection(
+    deployment: Deployment, role: str, database: str = t.DATABASES[0], via: Via = "pool"
+) -> Connection:
+    """The connection of a role. Raises UsageError for what does not exist, with what does."""
+    if role not in PASSWORD_ROLES:
+        raise UsageError(
+            f"role {role!r} has no password to connect with; roles: {', '.join(PASSWORD_ROLES)}"
+        )
+    known = (*t.DATABASES, "postgres") if via == "direct" else t.DATABASES
+    if database not in known:
+        raise UsageError(f"database {database!r}: via {via} there are {', '.join(known)}")
+    settings = deployment.settings
+    if via == "direct":
+        if settings.docker.direct_port is None:
+            raise UsageError(
+                f"stack {deployment.stack!r} does not publish PostgreSQL itself: use --via "
+                "session, or set docker.direct_port in its file and run `elsapg up`"
+            )
+        addresses: tuple[tuple[str, int], ...] = (
+            (settings.docker.bind_address, settings.docker.direct_port),
+        )
+    else:
+        addresses = tuple((pool["host"], int(pool["port"])) for pool in deployment.outputs["pools"])
+    return Connection(
+        role=role,
+        password=deployment.outputs["passwords"][role],
+        database=database + _SUFFIX[via],
+        addresses=addresses,
+        ca_file=ca_file(deployment),
+        via=via,
+    )
+
+
+def ca_file(deployment: Deployment) -> Path:
+    """The stack's CA certificate on this machine, written from the outputs."""
+    path = deployment.root / ".elsapg" / "connect" / f"{deployment.stack}.crt"
+    write_private(path, deployment.outputs["ca"], mode=0o644)
+    return path
+
+
+def libpq(c: Connection) -> str:
+    """A libpq URI, RFC 3986 quoted, with every address: the client takes the next if one fails."""
+    hosts = ",".join(f"{host}:{port}" for host, port in c.addresses)
+    options = {"sslmode": "verify-full", "sslrootcert": str(c.ca_file)}
+    return (
+        f"postgresql://{quote(c.role, safe='')}:{quote(c.password, safe='')}@{hosts}/{c.database}"
+        f"?{urlencode(options, safe='/')}"
+    )
+
+
+def npgsql(c: Connection) -> str:
+    """A connection string for Npgsql (Elsa), after its manual's page on PgBouncer."""
+    words = {
+        "Host": ",".join(f"{host}:{port}" for host, port in c.addresses),
+        "Database": c.database,
+        "Username": c.role,
+        "Password": c.password,
+        "SSL Mode": "VerifyFull",
+        "Root Certificate": str(c.ca_file),
+    }
+    if c.via in ("pool", "readonly"):
+        # DISCARD ALL has no use in transaction mode; PgBouncer tracks prepared statements.
+        words |= {"No Reset On Close": "true"}
+    return ";".join(f"{key}={_npgsql_value(value)}" for key, value in words.items())
+
+
+def _npgsql_value(value: str) -> str:
+    return f"'{value.replace(chr(39), chr(39) * 2)}'" if set(value) & set(";='\" ") else value
+
+
+def environment(c: Connection) -> str:
+    """libpq's environment variables, for `eval` or an env file."""
+    words = {
+        "PGHOST": ",".join(host for host, _ in c.addresses),
+        "PGPORT": ",".join(str(port) for _, port in c.addresses),
+        "PGDATABASE": c.database,
+        "PGUSER": c.role,
+        "PGPASSWORD": c.password,
+        "PGSSLMODE": "verify-full",
+        "PGSSLROOTCERT": str(c.ca_file),
+    }
+    return "\n".join(f"{key}={value}" for key, value in words.items())
+
+
+FORMATS = {"libpq": libpq, "npgsql": npgsql, "env": environment}
+
+
+def appsettings(deployment: Deployment) -> str:
+    """`appsettings.json` for Elsa: three strings, because they need three different doors.
+
+    Application: pooled. Migrations: a session as the migrator. Locks: a session, because
+    Medallion's locks are session advisory locks, which two clients of one pool would share.
+    """
+    workflows, runtime = t.DATABASES
+    strings = {
+        "Elsa": npgsql(connection(deployment, "elsa_app", workflows)),
+        "ElsaMigrations": npgsql(connection(deployment, "elsa_migrator", workflows, "session")),
+        "ElsaLocks": npgsql(connection(deployment, "elsa_app", workflows, "session")),
+        "ElsaRuntime": npgsql(connection(deployment, "elsa_app", runtime)),
+    }
+    document = {"DatabaseProvider": "PostgreSql", "ConnectionStrings": strings}
+    return json.dumps(document, indent=2)

@@ -1,0 +1,114 @@
+"""A running stack, as every day-2 command sees it: settings, units to run commands in, outputs."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from elsapg import stackfile
+from elsapg.definition import topology as t
+from elsapg.errors import NotDeployedError, UnhealthyError
+from elsapg.services import workspace
+from elsapg.settings import Settings
+from elsapg.targets.docker.hosts import DockerHosts
+
+_CURL = ("curl", "-sS", "--max-time", "5", "--cacert", f"{t.CONFIG_DIR}/tls/ca.crt")
+
+
+class Deployment:
+    """One stack. Nothing is looked up before it is asked for."""
+
+    def __init__(self, root: Path, stack: str) -> None:
+        self.root = root
+        self.stack = stackfile.check_stack_name(stack)
+        self.settings: Settings = stackfile.read(root, stack)
+        self.hosts = DockerHosts(stack)
+
+    @functools.cached_property
+    def outputs(self) -> Mapping[str, Any]:
+        """The program's outputs, secrets decrypted: never print them whole."""
+        found = workspace.outputs(self.stack, self.root)
+        if "passwords" not in found:
+            raise NotDeployedError(
+                f"stack {self.stack!r} has no outputs: run `elsapg up --stack {self.stack}` first"
+            )
+        return found
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        return t.node_names(self.settings)
+
+    @property
+    def poolers(self) -> tuple[str, ...]:
+        return t.pooler_names(self.settings)
+
+    def any_node(self) -> str:
+        """A PostgreSQL node that runs. Raises NotDeployedError if none does."""
+        states = self.hosts.states()
+        for node in self.nodes:
+            if node in states and states[node].state == "running":
+                return node
+        raise NotDeployedError(
+            f"no PostgreSQL node of stack {self.stack!r} runs: "
+            f"`elsapg up --stack {self.stack}` starts them"
+        )
+
+    def patroni(self, path: str, node: str | None = None) -> Any:
+        """The JSON that a member's Patroni answers to GET `path`."""
+        where = node or self.any_node()
+        done = self.hosts.run(where, *_CURL, f"https://{where}:{t.PATRONI_PORT}{path}")
+        try:
+            return json.loads(done.output)
+        except ValueError:
+            raise UnhealthyError(
+                f"Patroni on {where} does not answer GET {path}: {done.output.strip()[:200]}"
+            ) from None
+
+    def members(self) -> list[dict[str, Any]]:
+        """Patroni's members: name, role, state, timeline, lag (bytes), pending_restart."""
+        return list(self.patroni("/cluster").get("members", []))
+
+    def primary(self) -> str:
+        """The node that leads now. Raises UnhealthyError when none does."""
+        for member in self.members():
+            if member["role"] == "leader" and member["state"] == "running":
+                return str(member["name"])
+        raise UnhealthyError(
+            f"stack {self.stack!r} has no primary now: "
+            f"`elsapg status --stack {self.stack} --watch` shows when it has one again"
+        )
+
+    def query(self, node: str, sql: str, database: str = "postgres") -> list[list[str]]:
+        """Rows of a query run on a node as its superuser, over the node's own Unix socket."""
+        done = self.hosts.run(
+            node, "psql", "-XqAt", "-F", "\x1f", "-v", "ON_ERROR_STOP=1",
+            "-h", "/run/postgresql", "-U", "postgres", "-d", database, "-c", sql,
+        )  # fmt: skip
+        if done.code:
+            raise UnhealthyError(f"{node}: {done.output.strip()[:300]}")
+        return [line.split("\x1f") for line in done.output.splitlines() if line]
+
+    def pooler_console(self, pooler: str, command: str) -> list[dict[str, str]]:
+        """Rows of PgBouncer's admin console, by its Unix socket."""
+        done = self.hosts.run(
+            pooler, "psql", "-XqA", "-F", "\x1f", "-P", "footer=off",
+            "-h", "/run/pgbouncer", "-p", str(t.POOL_PORT), "-U", "pgbouncer", "-d", "pgbouncer",
+            "-c", command,
+        )  # fmt: skip
+        if done.code:
+            raise UnhealthyError(f"{pooler}: {done.output.strip()[:300]}")
+        lines = done.output.splitlines()
+        if not lines:
+            return []
+        columns = lines[0].split("\x1f")
+        return [dict(zip(columns, line.split("\x1f"), strict=False)) for line in lines[1:]]
+
+    def runner(self, *command: str, timeout: int = 3600) -> str:
+        """Run one of the runner's commands (`backup`, `backup-info`) and return its output."""
+        done = self.hosts.run("runner", "python3", "-m", "elsapg.runner", *command, timeout=timeout)
+        if done.code:
+            raise UnhealthyError(done.output.strip()[:600] or f"runner {command[0]} failed")
+        return done.output

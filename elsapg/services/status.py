@@ -1,0 +1,189 @@
+"""What runs and how it is, in one look: gathered in parallel, each part able to fail alone."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import datetime
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from elsapg.definition import topology as t
+from elsapg.errors import ElsapgError
+from elsapg.services import backups
+from elsapg.services.deployment import Deployment
+
+
+@dataclass(frozen=True)
+class Node:
+    """A PostgreSQL node. `lag_bytes`: WAL that the primary has and this standby lacks."""
+
+    name: str
+    role: str
+    state: str
+    timeline: int | None
+    lag_bytes: int | None
+    pending_restart: bool
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Sums over one PgBouncer's pools."""
+
+    name: str
+    clients_active: int
+    clients_waiting: int
+    servers_active: int
+    servers_idle: int
+    paused: bool
+
+
+@dataclass(frozen=True)
+class Archive:
+    """The WAL archive, as the primary sees it."""
+
+    last_segment: str | None
+    age_seconds: float | None
+    failures_since: int
+
+
+@dataclass
+class Status:
+    """All of it. `problems` is empty when everything is well."""
+
+    stack: str
+    nodes: list[Node] = field(default_factory=list)
+    synchronous: str = "unknown"
+    pools: list[Pool] = field(default_factory=list)
+    archive: Archive | None = None
+    last_backup: backups.Backup | None = None
+    units_down: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def as_json(self) -> str:
+        return json.dumps({**asdict(self), "healthy": not self.problems}, indent=2)
+
+
+def gather(deployment: Deployment) -> Status:
+    """Look everywhere at once. Only a stack that does not run at all is an error."""
+    status = Status(deployment.stack)
+    expected = {u.name for u in t.units(deployment.settings)}
+    states = deployment.hosts.states()
+    deployment.any_node()
+    running = {name for name, unit in states.items() if unit.state == "running"}
+    status.units_down = sorted(expected - running)
+    status.problems += [
+        f"{name} does not run ({states[name].state if name in states else 'missing'}): "
+        f"`elsapg up --stack {deployment.stack} --refresh` brings it back"
+        for name in status.units_down
+    ]
+    parts: list[Callable[[Deployment, Status], None]] = [_nodes, _archive, _backup]
+    with concurrent.futures.ThreadPoolExecutor(max_workers=8) as pool:
+        asked = [pool.submit(part, deployment, status) for part in parts]
+        asked += [
+            pool.submit(_pool, deployment, status, name)
+            for name in deployment.poolers
+            if name in running
+        ]
+        for future in asked:
+            try:
+                future.result()
+            except ElsapgError as error:
+                status.problems.append(str(error))
+    status.pools.sort(key=lambda p: p.name)
+    return status
+
+
+def _nodes(deployment: Deployment, status: Status) -> None:
+    members = deployment.members()
+    status.nodes = sorted(
+        (
+            Node(
+                name=m["name"],
+                role=m["role"],
+                state=m["state"],
+                timeline=m.get("timeline"),
+                lag_bytes=m["lag"] if isinstance(m.get("lag"), int) else None,
+                pending_restart=bool(m.get("pending_restart")),
+            )
+            for m in members
+        ),
+        key=lambda n: n.name,
+    )
+    missing = set(deployment.nodes) - {n.name for n in status.nodes}
+    status.problems += [f"{name} is no member of the cluster" for name in sorted(missing)]
+    if not any(n.role == "leader" and n.state == "running" for n in status.nodes):
+        status.problems.append("no primary: nothing can be written now")
+    for node in status.nodes:
+        if node.role != "leader" and node.state != "streaming":
+            status.problems.append(f"{node.name} is {node.state}, not streaming")
+        if node.pending_restart:
+            status.problems.append(f"{node.name} needs a restart: `elsapg up` does it in order")
+    mode = deployment.settings.postgres.synchronous
+    synchronous = [n.name for n in status.nodes if n.role in ("sync_standby", "quorum_standby")]
+    if mode == "off":
+        status.synchronous = "off"
+    elif synchronous:
+        status.synchronous = f"{mode}: {', '.join(synchronous)}"
+    else:
+        # After a failover, until Patroni's next loop names a standby: commits wait for nobody.
+        status.synchronous = "not yet" if mode == "on" else "not yet: commits wait"
+        status.problems.append("no synchronous standby now: a failover could lose commits")
+
+
+_ARCHIVER = (
+    "SELECT last_archived_wal, extract(epoch FROM clock_timestamp() - last_archived_time), "
+    "CASE WHEN last_failed_time > coalesce(last_archived_time, '-infinity') "
+    "THEN failed_count ELSE 0 END FROM pg_stat_archiver"
+)
+
+
+def _archive(deployment: Deployment, status: Status) -> None:
+    [[segment, age, failures]] = deployment.query(deployment.primary(), _ARCHIVER)
+    status.archive = Archive(segment or None, float(age) if age else None, int(failures))
+    if status.archive.failures_since:
+        status.problems.append(
+            f"WAL archiving fails since segment {segment or 'the first'} "
+            f"({failures} attempts): WAL queues up on the primary's disk until S3 takes it"
+        )
+
+
+def _backup(deployment: Deployment, status: Status) -> None:
+    found = backups.backups(deployment)
+    if not found:
+        status.problems.append("no backup yet: `elsapg backup now` takes one")
+        return
+    status.last_backup = found[-1]
+    if found[-1].failed:
+        status.problems.append(f"backup {found[-1].label} has errors: take another")
+    finished = datetime.datetime.fromisoformat(found[-1].finished)
+    if datetime.datetime.now(datetime.UTC) - finished > datetime.timedelta(days=2):
+        status.problems.append(f"the last backup is of {found[-1].finished}: more than 2 days old")
+
+
+def _pool(deployment: Deployment, status: Status, name: str) -> None:
+    pools = deployment.pooler_console(name, "SHOW POOLS")
+    databases = deployment.pooler_console(name, "SHOW DATABASES")
+
+    def total(column: str) -> int:
+        return sum(int(row[column]) for row in pools if row["database"] != "pgbouncer")
+
+    paused = any(row["paused"] == "1" for row in databases)
+    status.pools.append(
+        Pool(
+            name=name,
+            clients_active=total("cl_active"),
+            clients_waiting=total("cl_waiting"),
+            servers_active=total("sv_active"),
+            servers_idle=total("sv_idle"),
+            paused=paused,
+        )
+    )
+    if paused:
+        status.problems.append(f"{name} is paused: a switchover is under way")
+
+
+def summary(value: Any) -> str:
+    """A value, or a dash where there is none."""
+    return "-" if value is None else str(value)
