@@ -13,6 +13,7 @@ from elsapg.definition.secrets import PASSWORD_ROLES, KeyPair, Secrets, certific
 from elsapg.errors import UsageError
 from elsapg.pki import Certificate, CertificateAuthority
 from elsapg.settings import Settings
+from elsapg.targets.docker import daemon
 from elsapg.targets.docker.place import place as place_on_docker
 
 
@@ -22,6 +23,8 @@ def program(stack: str, settings: Settings, _root: Path) -> None:
         raise UsageError(
             f"target {settings.target!r} is not there yet: set elsapg:target to docker"
         )
+    if not pulumi.runtime.is_dry_run():
+        daemon.check()
     keep = pulumi.ResourceOptions(protect=settings.protect)
     stashes = {name: _generated(f"password-{name}", 24, keep) for name in PASSWORD_ROLES}
     access_key = _generated("s3-access-key", 15, keep)

@@ -125,6 +125,7 @@ def _etcd(name: str, settings: Settings, secrets: Secrets) -> tuple[File, ...]:
 def _pooler(name: str, settings: Settings, secrets: Secrets) -> tuple[File, ...]:
     return (
         _file("pgbouncer.ini", "pgbouncer.ini.j2", settings),
+        _file("pgbouncer_hba.conf", "pgbouncer_hba.conf.j2", settings),
         *_tls("server", name, secrets),
         *_key_pair("client", AUTH, secrets),
     )
@@ -151,6 +152,12 @@ def _agent(name: str, settings: Settings, secrets: Secrets) -> tuple[File, ...]:
 
 
 def _runner(_name: str, settings: Settings, secrets: Secrets) -> tuple[File, ...]:
+    """Of the schedule: backups need neither passwords nor the superuser's key."""
+    return _select(BACKUP, {"pgbackrest.conf"}, settings, secrets)
+
+
+def _select(client: str, paths: set[str], settings: Settings, secrets: Secrets) -> tuple[File, ...]:
+    """Of what the runner image's commands read: runner.json, `paths`, and one client's keys."""
     tls = f"{t.CONFIG_DIR}/tls"
     config = {
         "nodes": list(t.node_names(settings)),
@@ -169,26 +176,23 @@ def _runner(_name: str, settings: Settings, secrets: Secrets) -> tuple[File, ...
             "incr": settings.archive.incremental_schedule,
         },
     }
-    return (
+    files = (
         File("runner.json", json.dumps(config, indent=2)),
         File("dynamic.json", json.dumps(dynamic_configuration(settings), indent=2, sort_keys=True)),
         File("roles.json", json.dumps(dict(secrets.passwords), indent=2, sort_keys=True)),
         _pgbackrest(settings, secrets, node=None),
         File("tls/ca.crt", secrets.ca),
-        *_key_pair(SUPERUSER, SUPERUSER, secrets),
-        *_key_pair(BACKUP, BACKUP, secrets),
+        *_key_pair(client, client, secrets),
     )
+    wanted = {"runner.json", *paths}
+    return tuple(f for f in files if f.path in wanted or f.path.startswith("tls/"))
 
 
 def task_files(task: str, settings: Settings, secrets: Secrets) -> tuple[File, ...]:
     """A task gets only the files that it reads, so that it runs again only when they change."""
-    wanted = {
-        "configure": {"runner.json", "dynamic.json"},
-        "bootstrap": {"runner.json", "roles.json"},
-        "first-backup": {"runner.json", "pgbackrest.conf"},
+    client, paths = {
+        "configure": (SUPERUSER, {"dynamic.json"}),
+        "bootstrap": (SUPERUSER, {"roles.json"}),
+        "first-backup": (BACKUP, {"pgbackrest.conf"}),
     }[task]
-    return tuple(
-        file
-        for file in _runner(task, settings, secrets)
-        if file.path in wanted or file.path.startswith("tls/")
-    )
+    return _select(client, paths, settings, secrets)

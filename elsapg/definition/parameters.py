@@ -12,6 +12,15 @@ from elsapg.settings import Settings
 
 SMALL_PROFILE_BELOW_MB = 2048
 
+# A single segment is pushed at once: 0.1 s, where starting the asynchronous process takes 0.7 s,
+# and a primary that hands over does not stop before its last segment is away. As soon as more
+# than one waits, they go asynchronously, in parallel.
+_PUSH = "pgbackrest --stanza=elsa {} archive-push %p"
+ARCHIVE_COMMAND = (
+    "if [ $(ls pg_wal/archive_status | grep -c ready) -gt 1 ]; "
+    f"then {_PUSH.format('--archive-async')}; else {_PUSH.format('--no-archive-async')}; fi"
+)
+
 Parameter = str | int | float | bool
 
 
@@ -74,7 +83,7 @@ def parameters(settings: Settings) -> dict[str, Parameter]:
         "client_connection_check_interval": "5s",
         # archiving (S0-88)
         "archive_mode": True,
-        "archive_command": "pgbackrest --stanza=elsa archive-push %p",
+        "archive_command": ARCHIVE_COMMAND,
         "archive_timeout": f"{settings.archive.archive_timeout_s}s",
         # extensions
         "shared_preload_libraries": "pg_stat_statements,pgaudit,pg_cron",

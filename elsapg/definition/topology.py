@@ -158,8 +158,7 @@ def _nodes(settings: Settings) -> tuple[Unit, ...]:
             tmpfs=("/tmp", "/var/spool/pgbackrest", "/var/log/pgbackrest"),
             memory_mb=settings.postgres.memory_mb + 256,
             cpus=settings.postgres.cpus,
-            # Parallel queries take shared memory beside shared_buffers.
-            shm_mb=max(64, settings.postgres.memory_mb // 4),
+            shm_mb=_shared_memory_mb(settings.postgres.memory_mb),
             # A clean stop ships the last WAL to the standby and the archive.
             stop_timeout=60,
             before_stop=("handover",),
@@ -168,6 +167,18 @@ def _nodes(settings: Settings) -> tuple[Unit, ...]:
         )
         for name in node_names(settings)
     )
+
+
+def _shared_memory_mb(memory_mb: int) -> int:
+    """The bound of what parallel queries take beside shared_buffers: at least a quarter.
+
+    It is fixed when a container is made, so it grows in coarse steps: then more memory seldom
+    needs a new container. It reserves nothing; the memory's own limit holds as well.
+    """
+    bound = 256
+    while bound * 4 < memory_mb:
+        bound *= 4
+    return bound
 
 
 def _agents(settings: Settings) -> tuple[Unit, ...]:

@@ -5,6 +5,7 @@ restarts what a reload cannot change: standbys first, then the primary.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,34 @@ def apply(config: Config, patroni: Patroni, desired: dict[str, Any]) -> None:
     restart_pending(patroni)
 
 
+OUR_EXTENSIONS = ("cron", "pg_stat_statements", "pgaudit")
+
+
+def unknown(names: Iterable[str], known: set[str]) -> list[str]:
+    """Of `names` those that a server which knows `known` does not take for parameters.
+
+    Names with a dot may be anybody's own, except under the names of the extensions loaded here.
+    """
+    return sorted(
+        name
+        for name in names
+        if name not in known and ("." not in name or name.split(".")[0] in OUR_EXTENSIONS)
+    )
+
+
+def check_known(config: Config, node: str, names: list[str]) -> None:
+    """Raise PatroniError for names that PostgreSQL does not know: Patroni only drops them."""
+    sql = "SELECT lower(name) FROM pg_settings WHERE lower(name) = ANY(%s)"
+    with psycopg.connect(config.conninfo("postgres", host=node), autocommit=True) as db:
+        known = {str(row[0]) for row in db.execute(sql, [names]).fetchall()}
+    wrong = unknown(names, known)
+    if wrong:
+        raise PatroniError(
+            f"PostgreSQL knows no parameter {', '.join(wrong)}, so it is without effect: correct "
+            "or remove it in postgres.parameters of the stack"
+        )
+
+
 def restart_pending(patroni: Patroni, rounds: int = 3) -> None:
     """Restart members that wait for it: standbys first, so that the primary's pause is the last.
 
@@ -139,5 +168,10 @@ def run(config: Config) -> int:
     members = wait_for_cluster(patroni)
     wait_for_sync(patroni)
     say("cluster: " + ", ".join(f"{m.name} {m.role}" for m in members))
-    apply(config, patroni, json.loads(Path(config.dynamic_file).read_text(encoding="utf-8")))
+    desired = json.loads(Path(config.dynamic_file).read_text(encoding="utf-8"))
+    apply(config, patroni, desired)
+    first = leader(wait_for_cluster(patroni))
+    check_known(
+        config, first.name if first else patroni.nodes[0], list(desired["postgresql"]["parameters"])
+    )
     return 0

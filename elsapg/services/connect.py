@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -79,7 +80,7 @@ def libpq(c: Connection) -> str:
     options = {"sslmode": "verify-full", "sslrootcert": str(c.ca_file)}
     return (
         f"postgresql://{quote(c.role, safe='')}:{quote(c.password, safe='')}@{hosts}/{c.database}"
-        f"?{urlencode(options, safe='/')}"
+        f"?{urlencode(options, safe='/', quote_via=quote)}"
     )
 
 
@@ -104,7 +105,7 @@ def _npgsql_value(value: str) -> str:
 
 
 def environment(c: Connection) -> str:
-    """libpq's environment variables, for `eval` or an env file."""
+    """libpq's environment variables, one a line, quoted for a shell to `source` or `eval`."""
     words = {
         "PGHOST": ",".join(host for host, _ in c.addresses),
         "PGPORT": ",".join(str(port) for _, port in c.addresses),
@@ -114,7 +115,7 @@ def environment(c: Connection) -> str:
         "PGSSLMODE": "verify-full",
         "PGSSLROOTCERT": str(c.ca_file),
     }
-    return "\n".join(f"{key}={value}" for key, value in words.items())
+    return "\n".join(f"{key}={shlex.quote(value)}" for key, value in words.items())
 
 
 FORMATS = {"libpq": libpq, "npgsql": npgsql, "env": environment}

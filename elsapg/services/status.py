@@ -119,7 +119,13 @@ def _nodes(deployment: Deployment, status: Status) -> None:
         if node.role != "leader" and node.state != "streaming":
             status.problems.append(f"{node.name} is {node.state}, not streaming")
         if node.pending_restart:
-            status.problems.append(f"{node.name} needs a restart: `elsapg up` does it in order")
+            # One that `up` itself caused is done by it; this one somebody caused by hand.
+            status.problems.append(
+                f"{node.name} needs a restart for a changed parameter: "
+                f"`docker exec {deployment.hosts.physical(node.name)} patronictl -c "
+                f"{t.CONFIG_DIR}/patroni.yml restart {t.SCOPE} {node.name} --pending --force`, "
+                "standbys first"
+            )
     mode = deployment.settings.postgres.synchronous
     synchronous = [n.name for n in status.nodes if n.role in ("sync_standby", "quorum_standby")]
     if mode == "off":

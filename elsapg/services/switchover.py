@@ -116,7 +116,8 @@ def switchover(
     with _peers(deployment, old, candidate) as (gates, handover):
         for gate in gates:
             gate.expect("ready", timeout=10)
-        new = handover.expect("ready", timeout=60)
+        # It may have to wait for a standby to become synchronous, and for a checkpoint.
+        new = handover.expect("ready", timeout=90)
         say(f"switching over from {old} to {new}")
         paused_at = time.monotonic()
         for gate in gates:

@@ -80,6 +80,10 @@ def converge(
     """
     container = find(client, props)
     updating = old_files is not None
+    if container is not None and container.status == "created":
+        # Whoever made it was killed before it ran: it may be in no network yet. It has no data.
+        container.remove(force=True)
+        container = None
     if container is None:
         _make(client, props)
     elif container.labels.get(d.SPEC_LABEL) != spec(props):
@@ -141,7 +145,13 @@ def _make(client: docker.DockerClient, props: dict[str, Any]) -> None:
     network.disconnect(container)
     network.connect(container, aliases=props.get("aliases") or None)
     _push(container, props)
-    _start(container)
+    try:
+        _start(container)
+    except DeploymentError:
+        # What cannot start has no data; the next `up` makes it afresh.
+        container.remove(force=True)
+        _remove_volume(client, config)
+        raise
 
 
 def _limit_arguments(props: dict[str, Any]) -> dict[str, Any]:
@@ -156,7 +166,10 @@ def _limits(container: Container, props: dict[str, Any]) -> None:
     wanted = _limit_arguments(props)
     host = container.attrs["HostConfig"]
     memory = int(props.get("memory_mb") or 0) * 1024 * 1024
-    if memory != host["Memory"] or wanted.get("cpu_quota", 0) != host["CpuQuota"]:
+    quota = max(0, host["CpuQuota"])
+    if quota and "cpu_quota" not in wanted:
+        wanted["cpu_quota"] = -1  # 0 would mean "as it is"
+    if memory != host["Memory"] or wanted.get("cpu_quota", 0) != quota:
         container.update(**wanted)
 
 
@@ -172,8 +185,13 @@ def _drop_stale(container: Container, old: list[dict[str, Any]], new: list[dict[
 
 
 def _reload(container: Container, props: dict[str, Any]) -> None:
-    if props.get("reload_signal"):
-        container.kill(signal=props["reload_signal"])
+    signal = props.get("reload_signal")
+    if signal:
+        # From inside: Docker takes a `docker kill`, whatever the signal, for a stop by hand, and
+        # would not restart the container when it crashes later.
+        code, output = d.execute(container, ["sh", "-c", f"kill -s {signal.removeprefix('SIG')} 1"])
+        if code:
+            raise DeploymentError(f"{container.name} does not take {signal}: {output.strip()}")
     else:
         container.restart(timeout=int(props["stop_timeout"]))
 
@@ -182,8 +200,6 @@ def _start(container: Container) -> None:
     try:
         container.start()
     except docker.errors.APIError as error:
-        # A container that cannot start has no data; the next `up` makes it afresh.
-        container.remove(force=True)
         raise DeploymentError(d.explain(error)) from None
 
 
@@ -216,6 +232,15 @@ def remove(client: docker.DockerClient, container: Container, props: dict[str, A
     _remove_volume(client, f"{name_of(props)}-config")
 
 
+def remove_unknown(client: docker.DockerClient, stack: str) -> None:
+    """Remove the containers and configurations that carry the stack's label. Data stays."""
+    label = f"{d.STACK_LABEL}={stack}"
+    for container in client.containers.list(all=True, filters={"label": label}):
+        container.remove(force=True)
+    for volume in client.volumes.list(filters={"label": [label, d.UNIT_LABEL]}):
+        volume.remove()
+
+
 def _remove_volume(client: docker.DockerClient, name: str) -> None:
     with contextlib.suppress(docker.errors.NotFound):
         client.volumes.get(name).remove()
@@ -237,8 +262,8 @@ def run_task(client: docker.DockerClient, props: dict[str, Any]) -> str:
         container.remove(force=True)
         _remove_volume(client, f"{name_of(props)}-config")
     if code:
-        lines = [*output.splitlines()[-TAIL:], *_suspects(client, props["stack"])]
-        raise DeploymentError(f"{props['unit']} failed ({code}):\n" + "\n".join(lines))
+        told = [_reason(output, props["unit"]), *_suspects(client, props["stack"])]
+        raise DeploymentError(f"{props['unit']} failed ({code}): " + "\n".join(told))
     return output
 
 
@@ -253,6 +278,15 @@ def _suspects(client: docker.DockerClient, stack: str) -> list[str]:
             said = logs.decode(errors="replace").strip()[-200:]
             suspects.append(f"{container.name} is {container.status}: {said}")
     return suspects
+
+
+def _reason(output: str, unit: str) -> str:
+    """From the line on that the runner begins with its command's name; else the last lines."""
+    lines = output.splitlines()
+    told = [number for number, line in enumerate(lines) if line.startswith(f"{unit}: ")]
+    if told:
+        return "\n".join(lines[told[-1] :]).removeprefix(f"{unit}: ")
+    return "\n".join(lines[-TAIL:])
 
 
 def _wait(container: Container, timeout_s: int) -> int:

@@ -24,6 +24,9 @@ DATA_LABEL = "elsapg.data"
 
 PREFIX = "elsapg"
 
+EXIT_CODE_WITHIN_S = 5.0
+EXIT_CODE_UNKNOWN = 125
+
 
 def physical_name(stack: str, name: str) -> str:
     """The name of a container, volume or network of a stack on this machine."""
@@ -47,6 +50,12 @@ def daemon(timeout: int = 600) -> Iterator[docker.DockerClient]:
         client.close()
 
 
+def check() -> None:
+    """Raise MissingError when no daemon answers: told once, before anything is made."""
+    with daemon(timeout=30) as client:
+        client.ping()
+
+
 def _down(error: Exception) -> str:
     text = " ".join(str(error).split())
     return (
@@ -64,7 +73,7 @@ def explain(error: docker.errors.APIError) -> str:
             f"port {port[2]} of {port[1]} is already taken on this machine: stop what listens "
             "there, or set docker.pool_port (docker.direct_port) in the stack to a free one"
         )
-    if "no space left" in text:
+    if "no space left" in text.lower():
         return (
             f"Docker's disk is full ({text}): free some space (`docker image prune`) and run again"
         )
@@ -83,9 +92,16 @@ def owned(labels: dict[str, str] | None, stack: str, kind: str, name: str) -> No
 
 def execute(container: Container, command: Sequence[str], user: str = "") -> tuple[int, str]:
     """Run a command inside: its exit code, and its output and errors together."""
-    code, output = container.exec_run(list(command), user=user)
+    assert container.client is not None
+    api = container.client.api
+    run = api.exec_create(container.id, list(command), user=user)["Id"]
+    output = api.exec_start(run)
     assert isinstance(output, bytes)
-    return int(code or 0), output.decode(errors="replace")
+    # The output may end before the daemon knows how the command did; that is no success yet.
+    deadline = time.monotonic() + EXIT_CODE_WITHIN_S
+    while (code := api.exec_inspect(run)["ExitCode"]) is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return EXIT_CODE_UNKNOWN if code is None else int(code), output.decode(errors="replace")
 
 
 def archive(files: list[dict[str, Any]], gid: int) -> bytes:

@@ -52,9 +52,11 @@ def place(stack: str, settings: Settings, secrets: pulumi.Output[Secrets]) -> No
         )
         for target, extra in CONTEXTS.items()
     }
-    network = Network("network", stack=stack)
     units = t.units(settings)
     volumes = _volumes(stack, settings, units)
+    # So that it is deleted before them: it takes with it what a killed `up` left in them.
+    after_volumes = pulumi.ResourceOptions(depends_on=list(volumes.values()))
+    network = Network("network", stack=stack, opts=after_volumes)
     made: dict[str, Container] = {}
     for unit in units:
         made[unit.name] = Container(
@@ -103,9 +105,7 @@ def _after(
     return []
 
 
-def _volumes(
-    stack: str, settings: Settings, units: tuple[t.Unit, ...]
-) -> dict[str, pulumi.Output[str]]:
+def _volumes(stack: str, settings: Settings, units: tuple[t.Unit, ...]) -> dict[str, Volume]:
     mounts = {m.volume: m for unit in units for m in unit.mounts}
     return {
         mount.volume: Volume(
@@ -114,7 +114,7 @@ def _volumes(
             volume=mount.volume,
             data=mount.data,
             opts=pulumi.ResourceOptions(protect=mount.data and settings.protect),
-        ).name
+        )
         for mount in mounts.values()
     }
 
@@ -134,7 +134,7 @@ def _unit_props(
     secrets: pulumi.Output[Secrets],
     images: Mapping[str, Image],
     network: Network,
-    volumes: Mapping[str, pulumi.Output[str]],
+    volumes: Mapping[str, Volume],
 ) -> dict[str, pulumi.Input[Any]]:
     address = settings.docker.bind_address
     return {
@@ -147,7 +147,7 @@ def _unit_props(
         "network_id": network.network_id,
         "aliases": list(unit.aliases),
         "mounts": [
-            {"volume": volumes[m.volume], "path": m.path, "read_only": m.read_only}
+            {"volume": volumes[m.volume].name, "path": m.path, "read_only": m.read_only}
             for m in unit.mounts
         ],
         "tmpfs": list(unit.tmpfs),

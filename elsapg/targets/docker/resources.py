@@ -54,9 +54,11 @@ class _NetworkProvider(ResourceProvider):
     def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
         return DiffResult(changes=olds["name"] != news["name"], replaces=["name"])
 
-    def delete(self, id_: str, _props: dict[str, Any]) -> None:
+    def delete(self, id_: str, props: dict[str, Any]) -> None:
         with d.daemon() as client:
             for network in client.networks.list(names=[f"^{id_}$"]):
+                # Nothing of the state is in it any more: what is was made by a killed `up`.
+                containers.remove_unknown(client, props["stack"])
                 network.remove()
 
 
@@ -173,9 +175,10 @@ def _build(client: docker.DockerClient, props: dict[str, Any], tag: str) -> Any:
             labels={"elsapg.image": props["target"]},
         )
     except docker.errors.BuildError as error:
-        lines = [str(part.get("stream") or part.get("error") or "") for part in error.build_log]
-        tail = " / ".join(" ".join("".join(lines).split("\n")[-8:]).split())[:600]
-        if "no space left" in f"{error} {tail}":
+        parts = [str(part.get("stream") or part.get("error") or "") for part in error.build_log]
+        lines = [" ".join(line.split()) for line in "\n".join(parts).splitlines()]
+        tail = " / ".join([line for line in lines if line][-8:])[-600:]
+        if "no space left" in f"{error} {tail}".lower():
             raise DeploymentError(
                 f"no disk space to build image {props['target']}: free some "
                 "(`docker image prune`) and run again"
