@@ -1,0 +1,110 @@
+"""Scheduled jobs: pg_cron runs each slot once, as elsa_jobs, on the primary only."""
+
+from __future__ import annotations
+
+import datetime
+
+from elsapg.definition import topology as t
+from tests.infra.facts import Facts, none, same
+
+HEARTBEAT = "elsapg-heartbeat"
+MINUTE = 60.0
+# A slot is due at the full minute; pg_cron starts it a second later, a catch-up a minute later.
+GRACE_S = 75.0
+LOOK_BACK_S = 600.0
+LOOK = "cron.job_run_details and the primary's log say why"
+
+
+def test_every_job_is_scheduled_and_active(facts: Facts, primary: str) -> None:
+    """Every job of elsa_jobs.job is in pg_cron, active, in its database, as elsa_jobs."""
+    jobs = facts.database("postgres")["jobs"]
+    found = {
+        j["jobname"]: (j["schedule"], j["database"], j["username"], j["active"])
+        for j in facts.server(primary)["cron_jobs"]
+    }
+    same(
+        found,
+        {j["cron_name"]: (j["schedule"], j["database"], "elsa_jobs", True) for j in jobs},
+        "switch it on by cron.alter_job(jobid, active => true); `elsapg up` schedules what lacks",
+    )
+
+
+def test_heartbeat_ran_on_every_slot(facts: Facts, database: str) -> None:
+    """The heartbeat ran in every minute of the last ten, each slot once."""
+    rows = facts.database(database)
+    age = next(
+        j["age"] for j in rows["jobs"] if (j["database"], j["name"]) == (database, HEARTBEAT)
+    )
+    slots = {
+        round(datetime.datetime.fromisoformat(r["slot"]).timestamp()): r["finished"]
+        for r in rows["runs"]
+        if r["job"] == HEARTBEAT
+    }
+    now = datetime.datetime.fromisoformat(
+        facts.server(facts.primary())["server"][0]["now"]
+    ).timestamp()
+    first = now - min(LOOK_BACK_S, age)
+    slot = (now - GRACE_S) // MINUTE * MINUTE
+    missed = []
+    while slot > first:
+        if not slots.get(round(slot)):
+            missed.append(f"{datetime.datetime.fromtimestamp(slot, datetime.UTC):%H:%M} UTC")
+        slot -= MINUTE
+    none((f"no run at {moment}" for moment in missed), LOOK)
+
+
+def test_no_job_is_overdue(facts: Facts, any_database: str) -> None:
+    """No job of the database has missed its time."""
+    none(
+        (
+            f"{j['job']} ({j['last_error'] or 'no error told'})"
+            for j in facts.database(any_database)["job_status"]
+            if j["overdue"]
+        ),
+        LOOK,
+    )
+
+
+def test_jobs_succeed_as_elsa_jobs(facts: Facts) -> None:
+    """The last run of each job that pg_cron started succeeded, and ran as elsa_jobs."""
+    rows = facts.database("postgres")["cron_runs"]
+    last = {}
+    for row in sorted(rows, key=lambda r: -r["age"]):
+        if row["status"] in ("succeeded", "failed"):
+            last[row["jobname"]] = row
+    none(
+        (
+            f"{name}: {row['status']} as {row['username']}: {row['return_message']}"
+            for name, row in last.items()
+            if row["status"] != "succeeded" or row["username"] != "elsa_jobs"
+        ),
+        LOOK,
+    )
+
+
+def test_no_slot_ran_twice(facts: Facts) -> None:
+    """pg_cron started no heartbeat twice in a minute."""
+    rows = facts.database("postgres")
+    wrong = []
+    for name in t.DATABASES:
+        retried = [
+            r["slot"]
+            for r in facts.database(name)["runs"]
+            if r["job"] == HEARTBEAT and r["finished"] and r["attempts"] > 1 and not r["caught_up"]
+        ]
+        wrong += [f"{name}: slot {slot} took several attempts" for slot in retried]
+    none(wrong, LOOK)
+    same(len({j["cron_name"] for j in rows["jobs"]}), len(rows["jobs"]), LOOK)
+
+
+def test_standbys_run_no_job(facts: Facts, standbys: tuple[str, ...]) -> None:
+    """No standby runs a job."""
+    none(
+        (
+            f"{node}: {row['application_name']}"
+            for node in standbys
+            if facts.runs(node)
+            for row in facts.server(node)["running_jobs"]
+        ),
+        f"restart that node: pg_cron works on the primary only; {LOOK}",
+    )

@@ -1,0 +1,119 @@
+"""A stack of its own for tests that break things: written, brought up, and gone at the end.
+
+    with running_stack("chaos", {}, ROOT) as deployment: ...
+
+ELSAPG_TEST_STACK=NAME uses a stack that runs already, and leaves it. ELSAPG_KEEP_STACKS=1 leaves
+the stacks that were made, so that the next run finds them up and is quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from elsapg import stackfile
+from elsapg.services.deployment import Deployment
+
+ROOT = Path(__file__).resolve().parents[1]
+FIRST_PORT = 7432
+PORTS = 8  # as many PgBouncers as a stack may have
+SMALL: Mapping[str, Mapping[str, Any]] = {"postgres": {"memory_mb": 768}}
+
+
+def elsapg(root: Path, *words: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
+    """Run the CLI as a user would; its output comes back in `stdout`."""
+    env = {k: v for k, v in os.environ.items() if k != "ELSAPG_STACK"}
+    env |= {"PYTHONPATH": str(ROOT), "ELSAPG_ROOT": str(root)}
+    return subprocess.run(
+        [sys.executable, "-m", "elsapg.cli", *words],
+        cwd=root,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+@contextlib.contextmanager
+def running_stack(
+    name: str, settings: Mapping[str, Any], root: Path = ROOT
+) -> Iterator[Deployment]:
+    """Bring up the stack `test-<name>` with `settings` (as under `config:`, without `elsapg:`).
+
+    Missing settings are SMALL, and a pool_port is chosen where nothing listens.
+    """
+    reused = os.environ.get("ELSAPG_TEST_STACK")
+    if reused:
+        yield Deployment(root, reused)
+        return
+    stack = f"test-{name}"
+    keep = os.environ.get("ELSAPG_KEEP_STACKS", "") not in ("", "0")
+    path = stackfile.stack_file(root, stack)
+    path.write_text(yaml.safe_dump({"config": _config(path, settings)}), encoding="utf-8")
+    finished = False
+    try:
+        done = elsapg(root, "up", "--stack", stack, "--yes")
+        assert done.returncode == 0, f"elsapg up --stack {stack} failed:\n{done.stdout}"
+        yield Deployment(root, stack)
+        finished = True
+    finally:
+        if not keep:
+            done = elsapg(root, "destroy", "--stack", stack, "--purge", "--confirm", stack)
+            if done.returncode == 0:
+                path.unlink(missing_ok=True)
+            elif finished:
+                raise AssertionError(f"elsapg destroy --stack {stack} failed:\n{done.stdout}")
+            else:  # what went wrong first is what matters
+                print(f"elsapg destroy --stack {stack} failed:\n{done.stdout}", file=sys.stderr)
+
+
+def _config(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    groups: dict[str, Any] = {k: dict(v) for k, v in SMALL.items()}
+    for key, value in settings.items():
+        groups[key] = {**groups.get(key, {}), **value} if isinstance(value, Mapping) else value
+    docker = groups.setdefault("docker", {})
+    if "pool_port" not in docker:
+        docker["pool_port"] = _port_of(path) or free_ports(PORTS)
+    return {"elsapg:target": "docker", **{f"elsapg:{k}": v for k, v in groups.items()}}
+
+
+def _port_of(path: Path) -> int | None:
+    """The port that a kept stack has already."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        port = document["config"]["elsapg:docker"]["pool_port"]
+    except (OSError, KeyError, TypeError):
+        return None
+    return int(port)
+
+
+def free_ports(count: int, first: int = FIRST_PORT) -> int:
+    """The first of `count` ports in a row on which nothing listens."""
+    start = first
+    while start + count < 32768:
+        taken = [port for port in range(start, start + count) if not _is_free(port)]
+        if not taken:
+            return start
+        start = taken[-1] + 1
+    raise AssertionError(f"no {count} free ports in a row between {first} and 32768")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True

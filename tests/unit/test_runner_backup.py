@@ -1,0 +1,155 @@
+"""The backup module: when the next backup is due, and what pgBackRest's failure sounds like."""
+
+from __future__ import annotations
+
+import datetime
+import subprocess
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as within
+from hypothesis import strategies as st
+
+from elsapg.runner import backup
+from elsapg.runner.backup import BackupError, next_run
+from elsapg.runner.config import Config
+from elsapg.services import backups
+
+SCHEDULES = {"full": "0 1 * * 0", "incr": "0 1 * * 1-6"}
+SUNDAY = datetime.datetime(2026, 3, 1, tzinfo=datetime.UTC)
+CONFIG = Config(
+    nodes=["pg-1"],
+    patroni_port=8008,
+    primary={"host": "primary", "port": 5432},
+    superuser="postgres",
+    sslrootcert="/ca",
+    sslcert="/crt",
+    sslkey="/key",
+    sql_dir="/sql",
+    passwords_file="/roles",
+    dynamic_file="/dynamic",
+    stanza="elsa",
+    schedules=SCHEDULES,
+)
+
+
+def at(day: int, hour: int, minute: int = 0) -> datetime.datetime:
+    return SUNDAY + datetime.timedelta(days=day, hours=hour, minutes=minute)
+
+
+@pytest.mark.parametrize(
+    ("now", "kind", "due"),
+    [
+        (at(0, 0, 59), "full", at(0, 1)),
+        (at(0, 1), "incr", at(1, 1)),
+        (at(5, 2), "incr", at(6, 1)),
+        (at(6, 2), "full", at(7, 1)),
+    ],
+)
+def test_the_next_backup(now: datetime.datetime, kind: str, due: datetime.datetime) -> None:
+    assert next_run(SCHEDULES, now) == (kind, due)
+
+
+@pytest.mark.parametrize("order", [("full", "incr"), ("incr", "full")])
+def test_a_full_one_wins_where_both_are_due(order: tuple[str, str]) -> None:
+    schedules = dict.fromkeys(order, "0 1 * * *")
+    assert next_run(schedules, at(0, 0)) == ("full", at(0, 1))
+
+
+@within(deadline=None)
+@given(st.datetimes(timezones=st.just(datetime.UTC), min_value=datetime.datetime(2024, 1, 1)))
+def test_it_is_always_in_the_future_and_within_a_day(now: datetime.datetime) -> None:
+    _, due = next_run(SCHEDULES, now)
+    assert datetime.timedelta(0) < due - now <= datetime.timedelta(days=1)
+
+
+class Tool:
+    """pgBackRest: remembers how it was called, answers as it was told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[list[str]] = []
+        self.code = 0
+        self.out = '[{"backup": []}]'
+        self.err = ""
+        monkeypatch.setattr(subprocess, "run", self._run)
+
+    def _run(self, command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        self.calls.append(command)
+        return subprocess.CompletedProcess(command, self.code, self.out, self.err)
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch) -> Tool:
+    return Tool(monkeypatch)
+
+
+def test_a_failure_is_its_error_lines(tool: Tool) -> None:
+    tool.code = 82
+    tool.err = "WARN: later\nERROR: [082]: WAL segment was not archived\nHINT: look\n"
+    with pytest.raises(BackupError) as caught:
+        backup.pgbackrest(CONFIG, "check")
+    assert str(caught.value) == (
+        "pgbackrest check failed (82): ERROR: [082]: WAL segment was not archived"
+    )
+
+
+def test_a_failure_without_error_lines_says_what_there_is(tool: Tool) -> None:
+    tool.code, tool.err = 1, "killed"
+    with pytest.raises(BackupError, match=r"pgbackrest check failed \(1\): killed"):
+        backup.pgbackrest(CONFIG, "check")
+
+
+def test_the_first_backup_is_taken_once(tool: Tool, capsys: pytest.CaptureFixture[str]) -> None:
+    tool.out = '[{"backup": [{"label": "20260101-010000F"}]}]'
+    backup.first(CONFIG)
+    verbs = [call[-1] for call in tool.calls]
+    assert verbs == ["stanza-create", "check", "info"]
+    assert "the last one 20260101-010000F" in capsys.readouterr().out
+
+
+def test_the_first_backup_is_full(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    monkeypatch.setattr(backup, "backup", lambda _, kind: taken.append(kind) or "L")  # type: ignore[func-returns-value]
+    backup.first(CONFIG)
+    assert taken == ["full"]
+    assert [call[1] for call in tool.calls] == ["--stanza=elsa"] * 3
+
+
+def test_a_backup_is_told_by_its_label(tool: Tool) -> None:
+    tool.out = '[{"backup": [{"label": "A"}, {"label": "B"}]}]'
+    assert backup.backup(CONFIG, "incr") == "B"
+    assert tool.calls[0] == ["pgbackrest", "--stanza=elsa", "--type=incr", "backup"]
+
+
+def test_no_stanza_is_no_backup(tool: Tool) -> None:
+    tool.out = "[]"
+    assert backup.info(CONFIG) == {}
+
+
+def test_the_list_that_people_see() -> None:
+    raw = {
+        "label": "20260301-010000F",
+        "type": "full",
+        "timestamp": {"start": 1772326800, "stop": 1772326860},
+        "info": {"size": 1000, "repository": {"delta": 100}},
+        "error": True,
+    }
+    [found] = backups.parse({"backup": [raw]})
+    assert found == backups.Backup(
+        label="20260301-010000F",
+        kind="full",
+        started="2026-03-01T01:00:00+00:00",
+        finished="2026-03-01T01:01:00+00:00",
+        database_bytes=1000,
+        repository_bytes=100,
+        failed=True,
+    )
+    assert backups.parse({}) == []
+
+
+def test_config_words_are_quoted_for_libpq() -> None:
+    words = CONFIG.conninfo("elsa_runtime", host="pg 1")
+    assert "host='pg 1'" in words
+    assert "sslmode=verify-full" in words
+    assert "password" not in words

@@ -1,0 +1,204 @@
+"""`status`: each thing that can be wrong is a problem of its own, and the rest is still told."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from typing import Any
+
+import pytest
+
+from elsapg import stackfile
+from elsapg.errors import NotDeployedError, UnhealthyError
+from elsapg.services import status
+from elsapg.services.backups import Backup
+from elsapg.targets.docker.hosts import UnitState
+
+UNITS = (
+    *("etcd-1", "s3", "pg-1", "pg-2", "pg-1-agent", "pg-2-agent"),
+    *("haproxy", "pgbouncer-1", "pgbouncer-2", "runner"),
+)
+NOW = datetime.datetime.now(datetime.UTC)
+
+
+def member(name: str, role: str, state: str = "streaming", **more: Any) -> dict[str, Any]:
+    return {"name": name, "role": role, "state": state, "timeline": 1, **more}
+
+
+class Healthy:
+    """A deployment in which all is well. Tests take something away."""
+
+    stack = "test"
+    nodes = ("pg-1", "pg-2")
+    poolers = ("pgbouncer-1", "pgbouncer-2")
+
+    def __init__(self) -> None:
+        self.settings = stackfile.load({}, "test")
+        self.hosts = self
+        self.units = {name: UnitState(name, "running", 0) for name in UNITS}
+        self.cluster = [
+            member("pg-1", "leader", "running"),
+            member("pg-2", "sync_standby", lag=16),
+        ]
+        self.archiver = ["000000010000000000000003", "12.5", "0"]
+        self.paused = "0"
+
+    def physical(self, unit: str) -> str:
+        return f"elsapg-test-{unit}"
+
+    def states(self) -> dict[str, UnitState]:
+        return self.units
+
+    def any_node(self) -> str:
+        if self.units["pg-1"].state != "running":
+            raise NotDeployedError("nothing runs")
+        return "pg-1"
+
+    def members(self) -> list[dict[str, Any]]:
+        return self.cluster
+
+    def primary(self) -> str:
+        return "pg-1"
+
+    def query(self, node: str, sql: str) -> list[list[str]]:
+        return [self.archiver]
+
+    def pooler_console(self, pooler: str, command: str) -> list[dict[str, str]]:
+        if command == "SHOW DATABASES":
+            return [{"name": "elsa_workflows", "paused": self.paused}]
+        counts = {"cl_active": "2", "cl_waiting": "1", "sv_active": "1", "sv_idle": "3"}
+        return [
+            {"database": "elsa_workflows", **counts},
+            {"database": "elsa_runtime", **counts},
+            {"database": "pgbouncer", **dict.fromkeys(counts, "9")},
+        ]
+
+
+def backup(age: datetime.timedelta = datetime.timedelta(hours=1), failed: bool = False) -> Backup:
+    when = (NOW - age).isoformat()
+    return Backup("20260301-010000F", "full", when, when, 1, 1, failed)
+
+
+@pytest.fixture
+def deployment(monkeypatch: pytest.MonkeyPatch) -> Healthy:
+    made = Healthy()
+    made.backups = [backup()]  # type: ignore[attr-defined]
+    monkeypatch.setattr(status.backups, "backups", lambda d: d.backups)
+    return made
+
+
+def gather(deployment: Healthy) -> status.Status:
+    return status.gather(deployment)  # type: ignore[arg-type]
+
+
+def test_all_is_well(deployment: Healthy) -> None:
+    found = gather(deployment)
+    assert found.problems == []
+    assert found.synchronous == "on: pg-2"
+    assert [(n.name, n.lag_bytes) for n in found.nodes] == [("pg-1", None), ("pg-2", 16)]
+    assert [p.name for p in found.pools] == ["pgbouncer-1", "pgbouncer-2"]
+    # The admin console's own line is no pool.
+    assert (found.pools[0].clients_active, found.pools[0].servers_idle) == (4, 6)
+    assert found.archive == status.Archive("000000010000000000000003", 12.5, 0)
+    document = json.loads(found.as_json())
+    assert document["healthy"] is True
+    assert document["last_backup"]["label"] == "20260301-010000F"
+
+
+def no_pooler(d: Healthy) -> None:
+    d.units["pgbouncer-2"] = UnitState("pgbouncer-2", "exited", 0)
+
+
+def no_s3(d: Healthy) -> None:
+    del d.units["s3"]
+
+
+def no_leader(d: Healthy) -> None:
+    d.cluster[0] = member("pg-1", "replica", "streaming")
+
+
+def one_member(d: Healthy) -> None:
+    del d.cluster[1]
+
+
+def not_streaming(d: Healthy) -> None:
+    d.cluster[1] = member("pg-2", "sync_standby", "running")
+
+
+def pending(d: Healthy) -> None:
+    d.cluster[1]["pending_restart"] = True
+
+
+def not_synchronous(d: Healthy) -> None:
+    d.cluster[1]["role"] = "replica"
+
+
+def archive_fails(d: Healthy) -> None:
+    d.archiver = ["", "", "7"]
+
+
+def no_backup(d: Healthy) -> None:
+    d.backups = []  # type: ignore[attr-defined]
+
+
+def bad_backup(d: Healthy) -> None:
+    d.backups = [backup(failed=True)]  # type: ignore[attr-defined]
+
+
+def old_backup(d: Healthy) -> None:
+    d.backups = [backup(datetime.timedelta(days=3))]  # type: ignore[attr-defined]
+
+
+def paused(d: Healthy) -> None:
+    d.paused = "1"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (no_pooler, "pgbouncer-2 does not run (exited): `elsapg up --stack test --refresh`"),
+        (no_s3, "s3 does not run (missing)"),
+        (no_leader, "no primary: nothing can be written now"),
+        (one_member, "pg-2 is no member of the cluster"),
+        (not_streaming, "pg-2 is running, not streaming"),
+        (pending, "pg-2 needs a restart"),
+        (not_synchronous, "no synchronous standby now"),
+        (archive_fails, "WAL archiving fails since segment the first (7 attempts)"),
+        (no_backup, "no backup yet: `elsapg backup now`"),
+        (bad_backup, "backup 20260301-010000F has errors"),
+        (old_backup, "more than 2 days old"),
+        (paused, "pgbouncer-1 is paused: a switchover is under way"),
+    ],
+    ids=lambda v: v.__name__ if callable(v) else "",
+)
+def test_each_fault_is_told(deployment: Healthy, wrong: Any, says: str) -> None:
+    wrong(deployment)
+    found = gather(deployment)
+    assert any(problem.startswith(says) or says in problem for problem in found.problems)
+    assert json.loads(found.as_json())["healthy"] is False
+
+
+def test_synchronous_off_is_no_problem(deployment: Healthy) -> None:
+    deployment.settings = stackfile.load({"postgres": {"synchronous": "off"}}, "test")
+    not_synchronous(deployment)
+    found = gather(deployment)
+    assert (found.synchronous, found.problems) == ("off", [])
+
+
+def test_what_cannot_be_asked_is_a_problem_and_the_rest_is_told(
+    deployment: Healthy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise UnhealthyError("pgBackRest cannot reach S3")
+
+    monkeypatch.setattr(status.backups, "backups", refuse)
+    found = gather(deployment)
+    assert found.problems == ["pgBackRest cannot reach S3"]
+    assert found.last_backup is None
+    assert found.archive
+
+
+def test_a_stack_that_does_not_run_is_an_error(deployment: Healthy) -> None:
+    deployment.units["pg-1"] = UnitState("pg-1", "exited", 0)
+    with pytest.raises(NotDeployedError):
+        gather(deployment)
