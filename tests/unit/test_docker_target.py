@@ -595,9 +595,16 @@ def test_a_task_that_fails_says_its_last_lines_and_leaves_nothing(fake: FakeDock
     assert (fake.made, fake.stored) == ({}, {})
 
 
-def test_a_task_that_says_why_is_quoted(fake: FakeDocker) -> None:
+@pytest.mark.parametrize(
+    "said",
+    [
+        "configure: pg-1 refuses\nbecause of this",
+        "configure: primary:5432 as postgres\nerror: pg-1 refuses\nbecause of this",
+    ],
+)
+def test_a_task_that_says_why_is_quoted(fake: FakeDocker, said: str) -> None:
     """`up` shows a failure's first lines only."""
-    fake.next = {"exit_code": 1, "said": "configure: pg-1 refuses\nbecause of this"}
+    fake.next = {"exit_code": 1, "said": said}
     with pytest.raises(DeploymentError) as caught:
         TASK.create(task())
     assert str(caught.value) == "configure failed (1): pg-1 refuses\nbecause of this"

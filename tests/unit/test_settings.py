@@ -30,9 +30,11 @@ def test_defaults_hold_together() -> None:
     assert stackfile.load({}, "test") == Settings()
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "stacks").glob("Pulumi.*.yaml")), ids=lambda p: p.name
-)
+# A test stack that another run has left may be bad on purpose.
+OURS = [p for p in sorted((ROOT / "stacks").glob("*.yaml")) if ".test-" not in p.name]
+
+
+@pytest.mark.parametrize("path", OURS, ids=lambda p: p.name)
 def test_our_own_stacks_hold(path: Path) -> None:
     stackfile.read(ROOT, path.stem.removeprefix("Pulumi."))
 
