@@ -378,6 +378,12 @@ class _Session:
         lines = [
             f"  {name + ': ' if name else ''}{_short(t)}" for name, t in failed or record.errors
         ]
+        if any("it is protected" in text for _, text in record.errors):
+            lines.append(
+                "  what holds data is never removed by a change of settings: to let it go, set "
+                "elsapg:protect to false, run `elsapg up` with everything else as it was, then "
+                "make the change"
+            )
         return DeploymentError(
             f"{self._operation} of stack {place.stack!r} failed ({record.summary()}):\n"
             + "\n".join(lines)

@@ -126,8 +126,9 @@ class Record:
             _add(self.errors, entry)
         elif severity == "warning":
             _add(self.warnings, entry)
-        elif severity == "info" or self.debug:
+        elif severity == "info":
             _add(self.notes, text)
+        # The SDK's debug messages hold resources as they are, secrets too: never shown.
 
     @property
     def changes(self) -> list[Step]:

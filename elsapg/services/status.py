@@ -146,7 +146,11 @@ _ARCHIVER = (
 
 
 def _archive(deployment: Deployment, status: Status) -> None:
-    [[segment, age, failures]] = deployment.query(deployment.primary(), _ARCHIVER)
+    rows = deployment.query(deployment.primary(), _ARCHIVER)
+    if not rows:
+        status.problems.append("the primary says nothing about its archiver: look again")
+        return
+    [[segment, age, failures]] = rows
     status.archive = Archive(segment or None, float(age) if age else None, int(failures))
     if status.archive.failures_since:
         status.problems.append(

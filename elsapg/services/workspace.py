@@ -59,6 +59,8 @@ class Workspace:
             # Old states, with the secrets in them (encrypted, but why keep them).
             for kind in ("backups", "history"):
                 shutil.rmtree(self.state / ".pulumi" / kind / PROJECT / self.stack, True)
+            for old in _state_file(self.state, self.stack).parent.glob(f"{self.stack}.json.bak*"):
+                old.unlink()
 
 
 def prepare(root: Path, stack: str) -> Workspace:

@@ -232,6 +232,16 @@ def remove(client: docker.DockerClient, container: Container, props: dict[str, A
     _remove_volume(client, f"{name_of(props)}-config")
 
 
+def retire(client: docker.DockerClient, props: dict[str, Any]) -> None:
+    """Remove the container for good; a primary hands over first, if anybody can take over."""
+    container = find(client, props)
+    if container is None:
+        return
+    if container.status == "running":
+        _run_inside(client, props, props.get("before_stop"), must=False)
+    remove(client, container, props)
+
+
 def remove_unknown(client: docker.DockerClient, stack: str) -> None:
     """Remove the containers and configurations that carry the stack's label. Data stays."""
     label = f"{d.STACK_LABEL}={stack}"
@@ -281,12 +291,14 @@ def _suspects(client: docker.DockerClient, stack: str) -> list[str]:
 
 
 def _reason(output: str, unit: str) -> str:
-    """From the line on that the runner begins with its command's name; else the last lines."""
+    """From the last line on that says which command failed, or `error:`; else the last lines."""
     lines = output.splitlines()
-    told = [number for number, line in enumerate(lines) if line.startswith(f"{unit}: ")]
-    if told:
-        return "\n".join(lines[told[-1] :]).removeprefix(f"{unit}: ")
-    return "\n".join(lines[-TAIL:])
+    marks = (f"{unit}: ", "error: ")
+    told = [number for number, line in enumerate(lines) if line.startswith(marks)]
+    if not told:
+        return "\n".join(lines[-TAIL:])
+    first = lines[told[-1]]
+    return "\n".join([first.partition(": ")[2], *lines[told[-1] + 1 :]])
 
 
 def _wait(container: Container, timeout_s: int) -> int:

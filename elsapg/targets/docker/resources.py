@@ -240,9 +240,7 @@ class _ContainerProvider(ResourceProvider):
 
     def delete(self, _id: str, props: dict[str, Any]) -> None:
         with d.daemon() as client:
-            container = containers.find(client, props)
-            if container is not None:
-                containers.remove(client, container, props)
+            containers.retire(client, props)
 
 
 def _outputs(props: dict[str, Any]) -> dict[str, Any]:
