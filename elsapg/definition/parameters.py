@@ -123,6 +123,9 @@ def dynamic_configuration(settings: Settings) -> dict[str, Any]:
         "loop_wait": p.loop_wait,
         "retry_timeout": p.retry_timeout,
         "primary_start_timeout": p.primary_start_timeout,
+        # A backend that waits for a standby for ever (pg_cron's launcher can) must not keep a
+        # demoted primary from stopping. In seconds; synchronous mode only.
+        "primary_stop_timeout": 10,
         "maximum_lag_on_failover": p.maximum_lag_on_failover_mb * 1024 * 1024,
         "failsafe_mode": True,
         "check_timeline": True,

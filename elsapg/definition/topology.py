@@ -156,6 +156,9 @@ def _nodes(settings: Settings) -> tuple[Unit, ...]:
                 Mount(f"{name}-run", "/run/postgresql"),
             ),
             tmpfs=("/tmp", "/var/spool/pgbackrest", "/var/log/pgbackrest"),
+            # A primary that is cut off must not spend the time in which it should demote itself
+            # on looking names up: the resolver's own patience is 5 s, twice, for each name.
+            env={"RES_OPTIONS": "timeout:1 attempts:1"},
             memory_mb=settings.postgres.memory_mb + 256,
             cpus=settings.postgres.cpus,
             shm_mb=_shared_memory_mb(settings.postgres.memory_mb),

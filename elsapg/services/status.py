@@ -174,12 +174,14 @@ def _backup(deployment: Deployment, status: Status) -> None:
 
 def _pool(deployment: Deployment, status: Status, name: str) -> None:
     pools = deployment.pooler_console(name, "SHOW POOLS")
+    # A PAUSE of everything shows here, one of a single database only there.
+    state = {row["key"]: row["value"] for row in deployment.pooler_console(name, "SHOW STATE")}
     databases = deployment.pooler_console(name, "SHOW DATABASES")
 
     def total(column: str) -> int:
         return sum(int(row[column]) for row in pools if row["database"] != "pgbouncer")
 
-    paused = any(row["paused"] == "1" for row in databases)
+    paused = state["paused"] == "yes" or any(row["paused"] == "1" for row in databases)
     status.pools.append(
         Pool(
             name=name,

@@ -377,13 +377,20 @@ class Facts:
             )
             for pooler in self.deployment.poolers
             if self.runs(pooler)
-            for show in ("CONFIG", "DATABASES", "VERSION")
+            for show in ("CONFIG", "DATABASES", "STATE", "VERSION")
         }
 
     def show(self, pooler: str, what: str) -> list[dict[str, str]]:
         """A pooler's SHOW, as of the start of the run."""
         self.need(pooler)
         return _result(self._pooler_shows[pooler, what], f"{pooler}'s console does not answer")
+
+    def paused(self, pooler: str) -> list[str]:
+        """What is paused: everything at once shows in STATE only, one database in DATABASES."""
+        whole = [row for row in self.show(pooler, "STATE") if row["key"] == "paused"]
+        found = [f"{pooler} is paused" for row in whole if row["value"] != "no"]
+        databases = self.show(pooler, "DATABASES")
+        return found + [f"{d['name']} is paused" for d in databases if d["paused"] == "1"]
 
     # -- what a client sees ------------------------------------------------------------------
 
@@ -405,7 +412,7 @@ class Facts:
 
     def need_pooler(self, pooler: str) -> None:
         """Leave the check unjudged when the pooler does not run, or would let nobody through."""
-        if any(row.get("paused") == "1" for row in self.show(pooler, "DATABASES")):
+        if self.paused(pooler):
             unjudged(f"{pooler} is paused")
 
     @functools.cached_property

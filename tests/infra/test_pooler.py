@@ -14,11 +14,14 @@ AGAIN = "run `elsapg up`, which sets PgBouncer and the passwords again"
 def test_nothing_is_paused(facts: Facts, pooler: str) -> None:
     """No database of the pooler is paused or disabled."""
     none(
-        (
-            f"{d['name']} is {'paused' if d['paused'] == '1' else 'disabled'}"
-            for d in facts.show(pooler, "DATABASES")
-            if "1" in (d["paused"], d["disabled"])
-        ),
+        [
+            *facts.paused(pooler),
+            *(
+                f"{d['name']} is disabled"
+                for d in facts.show(pooler, "DATABASES")
+                if d["disabled"] == "1"
+            ),
+        ],
         "RESUME (or ENABLE) on the console of that pooler; a planned switchover resumes by itself",
     )
 

@@ -66,6 +66,8 @@ class Healthy:
     def pooler_console(self, pooler: str, command: str) -> list[dict[str, str]]:
         if command == "SHOW DATABASES":
             return [{"name": "elsa_workflows", "paused": self.paused}]
+        if command == "SHOW STATE":
+            return [{"key": "paused", "value": "no"}]
         counts = {"cl_active": "2", "cl_waiting": "1", "sv_active": "1", "sv_idle": "3"}
         return [
             {"database": "elsa_workflows", **counts},

@@ -1,0 +1,1 @@
+"""Measurements of a real stack on this machine. `python -m bench --help`."""

@@ -1,0 +1,357 @@
+"""Faults on the containers of one stack, and the wait until it has healed.
+
+Nothing here but the stack's own containers is touched, and every wait is for a condition.
+SIGKILL to a container's first process comes from outside its PID namespace: inside, the kernel
+drops it, and Docker's own `kill` counts as a stop by hand, after which nothing restarts it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import docker
+from docker.models.containers import Container
+
+from elsapg.definition import topology as t
+from elsapg.errors import ElsapgError
+from elsapg.services.deployment import Deployment
+from elsapg.targets.docker import daemon as d
+
+HEAL_TIMEOUT_S = 180.0
+
+_CURL = ("curl", "-sS", "--max-time", "3", "--cacert", f"{t.CONFIG_DIR}/tls/ca.crt")
+
+
+def wait_for(condition: Callable[[], Any], what: str, timeout: float, pause: float = 0.25) -> Any:
+    """Poll until `condition` is true; an ElsapgError counts as not yet. Raises TimeoutError."""
+    deadline = time.monotonic() + timeout
+    last = ""
+    while True:
+        try:
+            value = condition()
+            if value:
+                return value
+            last = ""
+        except ElsapgError as error:
+            last = f" ({error})"
+        if time.monotonic() >= deadline:
+            raise TimeoutError(f"{what}: not within {timeout:.0f} s{last}")
+        time.sleep(pause)
+
+
+@dataclass(frozen=True)
+class Healthy:
+    """Who does what in a healthy cluster."""
+
+    leader: str
+    sync_standby: str
+    timeline: int
+
+
+class Faults:
+    """What can happen to a stack on one machine."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self.deployment = deployment
+        self._client = docker.from_env(timeout=120)
+
+    def close(self) -> None:
+        """Let go of the Docker daemon."""
+        self._client.close()
+
+    def container(self, unit: str) -> Container:
+        """The container of a unit, as it is now."""
+        return self._client.containers.get(self.deployment.hosts.physical(unit))
+
+    # -- who is who --------------------------------------------------------------------------
+
+    def views(self) -> dict[str, list[dict[str, Any]]]:
+        """The cluster as each node's Patroni sees it; a node that does not answer is left out."""
+        seen = {}
+        for node in self.deployment.nodes:
+            with contextlib.suppress(ElsapgError, docker.errors.DockerException, ValueError):
+                url = f"https://{node}:{t.PATRONI_PORT}/cluster"
+                done = self.deployment.hosts.run(node, *_CURL, url, timeout=10)
+                seen[node] = list(json.loads(done.output).get("members", []))
+        return seen
+
+    def healthy(self) -> Healthy | None:
+        """The cluster's state if it is whole: one leader that all nodes agree on, every other
+        node streaming on its timeline, and a synchronous standby that PostgreSQL waits for."""
+        views = self.views()
+        if set(views) != set(self.deployment.nodes):
+            return None
+        agreed: set[tuple[str, str, int]] = set()
+        for members in views.values():
+            leaders = [m for m in members if m["role"] == "leader" and m["state"] == "running"]
+            streaming = [m for m in members if m["state"] == "streaming"]
+            sync = [m for m in streaming if m["role"] == "sync_standby"]
+            lines = {m.get("timeline") for m in members}
+            whole = len(leaders) + len(streaming) == len(members) == len(self.deployment.nodes)
+            if len(leaders) != 1 or not sync or not whole or len(lines) != 1:
+                return None
+            agreed.add((leaders[0]["name"], sync[0]["name"], int(leaders[0]["timeline"])))
+        if len(agreed) != 1:
+            return None
+        state = Healthy(*agreed.pop())
+        named = self.deployment.query(
+            state.leader,
+            "SELECT application_name FROM pg_stat_replication "
+            "WHERE state = 'streaming' AND sync_state IN ('sync', 'quorum')",
+        )
+        return state if [state.sync_standby] in named else None
+
+    def wait_healthy(self, timeout: float = HEAL_TIMEOUT_S) -> Healthy:
+        """Wait until the cluster is whole again, without any help."""
+        found = wait_for(self.healthy, "leader, streaming and a synchronous standby", timeout, 0.5)
+        assert isinstance(found, Healthy)
+        return found
+
+    def wait_leader_other_than(self, old: str, timeout: float = 90) -> str:
+        """Wait until another node leads and takes writes; returns its name."""
+
+        def other() -> str | None:
+            for node, members in self.views().items():
+                for member in members:
+                    if node != old and member["role"] == "leader" and member["name"] != old:
+                        rows = self.deployment.query(
+                            str(member["name"]), "SELECT pg_is_in_recovery()"
+                        )
+                        if rows == [["f"]]:
+                            return str(member["name"])
+            return None
+
+        return str(wait_for(other, f"a leader other than {old}", timeout))
+
+    def wait_not_synchronous(self, leader: str, timeout: float = 60) -> None:
+        """Wait until the leader's commits no longer wait for the standby that went away."""
+        sql = "SHOW synchronous_standby_names"
+        wait_for(
+            lambda: self.deployment.query(leader, sql) in ([], [[""]]),
+            f"{leader} gives its standby up",
+            timeout,
+        )
+
+    # -- faults ------------------------------------------------------------------------------
+
+    def kill_postmaster(self, node: str) -> None:
+        """SIGKILL to the postmaster; Patroni beside it lives."""
+        script = f"kill -9 $(head -n 1 {t.PGDATA}/postmaster.pid)"
+        done = self.deployment.hosts.run(node, "sh", "-c", script)
+        assert done.code == 0, done.output
+
+    def kill_container(self, unit: str) -> None:
+        """The machine under it is gone: the container is killed and stays down."""
+        self.container(unit).kill()
+
+    def start(self, unit: str) -> None:
+        """The machine is back."""
+        self.container(unit).start()
+
+    def stop(self, unit: str, timeout: int = 10) -> None:
+        """Stop it as an operator does; it stays down."""
+        self.container(unit).stop(timeout=timeout)
+
+    def crash(self, unit: str) -> None:
+        """SIGKILL to the unit's process; Docker's restart policy brings it back."""
+        self._signal(unit, "KILL")
+
+    def freeze(self, node: str) -> None:
+        """SIGSTOP to Patroni, and to it alone: PostgreSQL goes on without it."""
+        self._signal_patroni(node, "STOP")
+
+    def thaw(self, node: str) -> None:
+        """SIGCONT to what `freeze` stopped."""
+        self._signal_patroni(node, "CONT")
+
+    def _signal_patroni(self, node: str, name: str) -> None:
+        # Process 1 only reaps children; the one it forked is Patroni.
+        script = (
+            "for f in /proc/[0-9]*; do p=${f#/proc/}; [ $p = 1 ] || [ $p = $$ ] || "
+            "case $(tr '\\0' ' ' < $f/cmdline 2>/dev/null) in "
+            f"*python*patroni*{t.CONFIG_DIR}/patroni.yml*) kill -{name} $p && echo $p;; esac; done"
+        )
+        done = self.deployment.hosts.run(node, "sh", "-c", script)
+        assert done.output.split(), f"no Patroni process in {node}"
+
+    def _signal(self, unit: str, name: str) -> None:
+        container = self.container(unit)
+        self._client.containers.run(
+            container.attrs["Image"],
+            ["-c", f"kill -{name} {int(container.attrs['State']['Pid'])}"],
+            entrypoint="sh",
+            user="0:0",
+            pid_mode="host",
+            network_mode="none",
+            cap_drop=["ALL"],
+            cap_add=["KILL"],
+            read_only=True,
+            remove=True,
+            labels={d.STACK_LABEL + ".fault": self.deployment.stack},
+        )
+
+    @contextlib.contextmanager
+    def cut_off(self, unit: str) -> Iterator[None]:
+        """No network for the unit inside the block; then the same one, by the same names."""
+        container = self.container(unit)
+        networks = container.attrs["NetworkSettings"]["Networks"]
+        (name, attached), *rest = networks.items()
+        assert not rest, f"{unit} is in more than one network: {sorted(networks)}"
+        assert container.id is not None
+        # Docker adds the short id to a container's aliases by itself.
+        aliases = [a for a in attached["Aliases"] or [] if a != container.id[:12]]
+        network = self._client.networks.get(name)
+        network.disconnect(container, force=True)
+        try:
+            yield
+        finally:
+            network.connect(container, aliases=aliases)
+
+    @contextlib.contextmanager
+    def paused(self, unit: str) -> Iterator[None]:
+        """Every process of the unit hangs inside the block: silent, and its sockets stay open."""
+        container = self.container(unit)
+        container.pause()
+        try:
+            yield
+        finally:
+            container.unpause()
+
+    @contextlib.contextmanager
+    def down(self, unit: str) -> Iterator[None]:
+        """The unit is stopped inside the block."""
+        self.stop(unit)
+        try:
+            yield
+        finally:
+            self.start(unit)
+
+    # -- elsapg itself -----------------------------------------------------------------------
+
+    def elsapg(self, *words: str) -> subprocess.Popen[str]:
+        """The CLI in a process of its own, on this stack."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "elsapg.cli", *words, "--stack", self.deployment.stack],
+            cwd=self.deployment.root,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def switchover(self, timeout: float = 120) -> str:
+        """`elsapg switchover`; returns what it printed. Raises AssertionError when it fails."""
+        process = self.elsapg("switchover")
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        assert process.returncode == 0, f"elsapg switchover failed:\n{output}"
+        return output
+
+    def paused_pools(self) -> list[str]:
+        """The PgBouncers that are paused now.
+
+        `SHOW DATABASES` would not tell: its `paused` is about a single database's PAUSE.
+        """
+        return [
+            pooler
+            for pooler in self.deployment.poolers
+            for row in self.deployment.pooler_console(pooler, "SHOW STATE")
+            if row["key"] == "paused" and row["value"] != "no"
+        ]
+
+
+@dataclass
+class Reign:
+    """A node seen taking writes at every look from `first` to `last` (the machine's clock)."""
+
+    node: str
+    first: float
+    last: float
+
+
+class LeaderWatch:
+    """Looks at every node all the time, and says when two would take writes at once.
+
+    It looks from inside each container, so that a node without network is seen too.
+    """
+
+    # One look per line of input; the end of the input ends it.
+    _LOOP = (
+        "while read -r _; do at=$(psql -XqAt -h /run/postgresql -U postgres -d postgres -c "
+        "'SELECT extract(epoch FROM clock_timestamp()) WHERE NOT pg_is_in_recovery()' "
+        '2>/dev/null); echo "${at:--}"; done'
+    )
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment = deployment
+        self._stop = threading.Event()
+        self._processes: dict[str, subprocess.Popen[str]] = {}
+        self.reigns: list[Reign] = []
+        self._threads = [
+            threading.Thread(target=self._watch, args=(node,), daemon=True)
+            for node in deployment.nodes
+        ]
+
+    def __enter__(self) -> LeaderWatch:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for process in list(self._processes.values()):
+            process.kill()
+        for thread in self._threads:
+            thread.join(10)
+
+    def _watch(self, node: str) -> None:
+        while not self._stop.is_set():
+            process = self._deployment.hosts.converse(node, "sh", "-c", self._LOOP)
+            self._processes[node] = process
+            with contextlib.suppress(OSError, ValueError):
+                self._look(node, process)
+            process.kill()
+            process.wait()
+            self._stop.wait(0.5)
+
+    def _look(self, node: str, process: subprocess.Popen[str]) -> None:
+        """Ask until the container, or this watch, ends. Only unbroken looks make a reign."""
+        assert process.stdin is not None
+        assert process.stdout is not None
+        reign: Reign | None = None
+        while not self._stop.wait(0.25):
+            process.stdin.write("\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
+            if not answer:
+                return
+            try:
+                at = float(answer)
+            except ValueError:
+                reign = None
+                continue
+            if reign is None:
+                reign = Reign(node, at, at)
+                self.reigns.append(reign)
+            reign.last = at
+
+    def overlaps(self) -> list[tuple[Reign, Reign]]:
+        """Pairs of reigns of different nodes that were seen at the same time."""
+        reigns = list(self.reigns)
+        return [
+            (a, b)
+            for i, a in enumerate(reigns)
+            for b in reigns[i + 1 :]
+            if a.node != b.node and max(a.first, b.first) <= min(a.last, b.last)
+        ]

@@ -1,0 +1,139 @@
+"""What the nodes lean on goes away for a while: etcd, S3, HAProxy, a PgBouncer."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from elsapg.definition import topology as t
+from elsapg.services.deployment import Deployment
+from elsapg.targets.docker import containers
+from tests.chaos.faults import Faults, Healthy, wait_for
+from tests.chaos.writes import ContinuousWrites
+
+pytestmark = [pytest.mark.docker, pytest.mark.slow]
+
+UnderWrites = Callable[..., Any]
+
+# bench/ does it for 60 s; half of that is past ttl too.
+ETCD_DOWN_S = 30
+# "No gap": well above a busy machine's hiccups, well below any failover.
+HICCUP_S = 4.0
+
+
+def test_etcd_down_under_load(faults: Faults, under_writes: UnderWrites) -> None:
+    """failsafe_mode: while the primary reaches every member, losing the DCS changes nothing."""
+
+    def act(_state: Healthy, _writes: ContinuousWrites) -> None:
+        with faults.down(t.etcd_names(faults.deployment.settings)[0]):
+            time.sleep(ETCD_DOWN_S)
+
+    before = faults.wait_healthy()
+    report, after = under_writes(act)
+    assert report.errors == 0, report.summary()
+    assert report.gap.seconds < HICCUP_S, report.summary()
+    assert (after.leader, after.timeline) == (before.leader, before.timeline)
+
+
+def test_s3_down_under_load(
+    deployment: Deployment, faults: Faults, under_writes: UnderWrites
+) -> None:
+    """WAL queues up while S3 is away, drains when it is back, and no segment is missing."""
+    switched: list[str] = []
+
+    def act(state: Healthy, writes: ContinuousWrites) -> None:
+        with faults.down("s3"):
+            for _ in range(4):
+                writes.wait_for_progress()
+                switched.append(_switch_wal(deployment, state.leader))
+            wait_for(lambda: _waiting(deployment, state.leader) >= 4, "WAL queues up", 30)
+            writes.wait_for_progress()
+        wait_for(
+            lambda: (
+                _last_archived(deployment, state.leader) >= switched[-1]
+                and _waiting(deployment, state.leader) == 0
+            ),
+            "the queue drains",
+            180,
+        )
+
+    before = faults.wait_healthy()
+    report, after = under_writes(act)
+    assert report.errors == 0, report.summary()
+    assert report.gap.seconds < HICCUP_S, report.summary()
+    assert after.leader == before.leader
+    archived = _archived_range(deployment)
+    assert archived >= switched[-1], f"{archived} in the repository, {switched[-1]} was switched"
+
+
+def test_haproxy_killed(faults: Faults, under_writes: UnderWrites) -> None:
+    """Docker restarts it; the poolers find it again by themselves."""
+    before = faults.wait_healthy()
+    _, after = under_writes(lambda _state, writes: _crash_and_go_on(faults, "haproxy", writes))
+    assert (after.leader, after.timeline) == (before.leader, before.timeline)
+
+
+def test_pooler_killed(faults: Faults, under_writes: UnderWrites) -> None:
+    """Only its own clients see an error; those of the other one do not even wait."""
+    pooler = faults.deployment.poolers[0]
+    report, _ = under_writes(lambda _state, writes: _crash_and_go_on(faults, pooler, writes))
+    assert report.gap.seconds < HICCUP_S, report.summary()
+
+
+def test_a_reload_keeps_the_restart_policy(faults: Faults) -> None:
+    """Docker takes any `docker kill`, a reload's signal too, for a stop by hand, and then does
+    not restart what crashes later."""
+    containers._reload(faults.container("haproxy"), {"reload_signal": "SIGUSR2"})
+    time.sleep(2)
+    try:
+        _crash_and_wait(faults, "haproxy")
+    finally:
+        faults.start("haproxy")
+    faults.wait_healthy()
+
+
+def _crash_and_wait(faults: Faults, unit: str) -> None:
+    before = faults.container(unit).attrs["State"]["StartedAt"]
+    faults.crash(unit)
+
+    def is_back() -> bool:
+        now = faults.container(unit).attrs["State"]
+        return bool(now["Running"]) and now["StartedAt"] != before
+
+    wait_for(is_back, f"Docker restarts {unit}", 20)
+
+
+def _crash_and_go_on(faults: Faults, unit: str, writes: ContinuousWrites) -> None:
+    _crash_and_wait(faults, unit)
+    # Every writer again, not only those of the other pooler.
+    writes.wait_for_everyone()
+
+
+def _switch_wal(deployment: Deployment, node: str) -> str:
+    """Switch to a new segment; the name of the one that ended."""
+    rows = deployment.query(node, "SELECT pg_walfile_name(pg_switch_wal())")
+    return rows[0][0]
+
+
+def _waiting(deployment: Deployment, node: str) -> int:
+    """Segments that wait for the archive."""
+    sql = "SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'"
+    return int(deployment.query(node, sql)[0][0])
+
+
+def _last_archived(deployment: Deployment, node: str) -> str:
+    sql = "SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver"
+    return deployment.query(node, sql)[0][0][:24]
+
+
+def _archived_range(deployment: Deployment) -> str:
+    """The last segment that the repository has, by pgBackRest's own account."""
+    done = deployment.hosts.run(
+        "runner", "pgbackrest", f"--stanza={t.STANZA}", "--output=json", "info"
+    )
+    assert done.code == 0, done.output
+    return max(str(archive["max"]) for archive in json.loads(done.output)[0]["archive"])

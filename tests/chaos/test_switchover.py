@@ -1,0 +1,49 @@
+"""`elsapg switchover` under writes: no transaction fails, and no pool stays paused."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.chaos.faults import Faults, Healthy, wait_for
+from tests.chaos.writes import ContinuousWrites
+
+pytestmark = [pytest.mark.docker, pytest.mark.slow]
+
+UnderWrites = Callable[..., Any]
+
+
+def test_switchover_fails_no_transaction(faults: Faults, under_writes: UnderWrites) -> None:
+    def act(_state: Healthy, _writes: ContinuousWrites) -> None:
+        faults.switchover()
+
+    before = faults.wait_healthy()
+    report, after = under_writes(act)
+    assert report.errors == 0, report.summary()
+    assert after.leader == before.sync_standby
+    assert faults.paused_pools() == []
+
+
+@pytest.mark.parametrize("after_pause_s", [0.0, 0.4, 1.2])
+def test_switchover_killed_in_the_middle(
+    faults: Faults, under_writes: UnderWrites, after_pause_s: float
+) -> None:
+    """SIGKILL to the command at several moments after the pools are paused: they resume at once,
+    whether the switchover itself still happens or not."""
+
+    def act(_state: Healthy, _writes: ContinuousWrites) -> None:
+        process = faults.elsapg("switchover")
+        try:
+            # A console's answer takes a moment; the pause lasts longer than that.
+            wait_for(faults.paused_pools, "a pool is paused", 30, pause=0.02)
+            time.sleep(after_pause_s)
+        finally:
+            process.kill()
+            process.communicate(timeout=30)
+        wait_for(lambda: not faults.paused_pools(), "every pool is resumed", 10, pause=0.1)
+
+    under_writes(act)
+    assert faults.paused_pools() == []
