@@ -132,7 +132,9 @@ def test_an_orphaned_engine_is_stopped_and_waited_for(tmp_path: Path) -> None:
 
 
 def engine(tmp_path: Path, script: str) -> EngineCommand:
-    return EngineCommand(write_command(tmp_path / "pulumi", script), "3.258.0")
+    # A shell cannot trap what was ignored when it started, as in a background job; Pulumi can.
+    heard = 'test "$HEARD" || exec env --default-signal=INT HEARD=1 "$0" "$@"'
+    return EngineCommand(write_command(tmp_path / "pulumi", f"{heard}\n{script}"), "3.258.0")
 
 
 def test_output_is_streamed_and_kept_without_control_characters(tmp_path: Path) -> None:
