@@ -28,7 +28,7 @@ def machine() -> dict[str, Any]:
     return {
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(pages * size / 1024**3, 1),
-        "system": f"{platform.system()} {platform.release()}",
+        "system": platform.system(),
         "python": platform.python_version(),
         "docker": engine,
         # Above the number of cores, others were at work too, and figures are worse than they are.

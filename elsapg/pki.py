@@ -102,18 +102,25 @@ def make_ca(name: str, valid_days: float, private_key: str | None = None) -> dic
 
 
 def make_certificate(
-    common_name: str, names: Sequence[str], valid_days: float, ca: str, ca_key: str
+    common_name: str,
+    names: Sequence[str],
+    valid_days: float,
+    ca: str,
+    ca_key: str,
+    client: bool = False,
 ) -> dict[str, str]:
-    """A certificate for a server (`names`: DNS names or addresses) or a client (none)."""
+    """A certificate for a server (`names`: DNS names or addresses) or a client (none).
+
+    `client`: a server that is a client as well. Where it is not, its key opens nothing.
+    """
     issuer_key = _load_key(ca_key)
     issuer = x509.load_pem_x509_certificate(ca.encode())
     key = _new_key()
     # No certificate outlives its CA.
     not_after = min(_now() + datetime.timedelta(days=valid_days), issuer.not_valid_after_utc)
-    # Nodes are clients too: of etcd, of each other's REST API and of pgBackRest's agents.
-    usages = [ExtendedKeyUsageOID.CLIENT_AUTH]
-    if names:
-        usages.append(ExtendedKeyUsageOID.SERVER_AUTH)
+    usages = [ExtendedKeyUsageOID.SERVER_AUTH] if names else []
+    if client or not names:
+        usages.append(ExtendedKeyUsageOID.CLIENT_AUTH)
     builder = (
         x509.CertificateBuilder()
         .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)]))
@@ -203,7 +210,7 @@ class CertificateAuthority(Resource, module="pki", name="CertificateAuthority"):
 
 
 class _CertificateProvider(ResourceProvider):
-    _reissue = ("common_name", "names", "valid_days", "ca_certificate")
+    _reissue = ("common_name", "names", "client", "valid_days", "ca_certificate")
 
     def create(self, props: dict[str, Any]) -> CreateResult:
         return CreateResult(props["common_name"], {**props, **self._make(props)})
@@ -228,6 +235,7 @@ class _CertificateProvider(ResourceProvider):
             props["valid_days"],
             props["ca_certificate"],
             props["ca_private_key"],
+            bool(props.get("client")),
         )
 
 
@@ -244,6 +252,7 @@ class Certificate(Resource, module="pki", name="Certificate"):
         *,
         common_name: str,
         names: Sequence[str],
+        client: bool = False,
         valid_days: float,
         renew_before_days: float,
         ca: CertificateAuthority,
@@ -255,6 +264,7 @@ class Certificate(Resource, module="pki", name="Certificate"):
             {
                 "common_name": common_name,
                 "names": list(names),
+                "client": client,
                 "valid_days": valid_days,
                 "renew_before_days": renew_before_days,
                 "ca_certificate": ca.certificate,

@@ -37,11 +37,14 @@ def program(stack: str, settings: Settings, _root: Path) -> None:
         renew_before_days=settings.tls.renew_before_days,
         opts=keep,
     )
+    # Nodes are clients of etcd and of each other's REST API; etcd's members of each other.
+    both = (*t.node_names(settings), *t.etcd_names(settings))
     pairs = {
         name: Certificate(
             f"certificate-{name}",
             common_name=name,
             names=names,
+            client=name in both,
             valid_days=settings.tls.valid_days,
             renew_before_days=settings.tls.renew_before_days,
             ca=authority,
@@ -63,7 +66,7 @@ def program(stack: str, settings: Settings, _root: Path) -> None:
         "pools",
         [
             {
-                "host": settings.docker.bind_address,
+                "host": settings.docker.connect_address,
                 "port": settings.docker.pool_port + index,
             }
             for index, _ in enumerate(t.pooler_names(settings))

@@ -7,6 +7,7 @@ fields live in `elsapg.sums`; `elsapg.stackfile` reads a stack and reports every
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Annotated, Literal
 
@@ -21,9 +22,35 @@ class _Model(BaseModel):
 
 def _cron(value: str) -> str:
     fields = value.split()
-    if len(fields) != 5 or not all(re.fullmatch(r"[0-9*,/\-]+", field) for field in fields):
-        raise ValueError("must be five cron fields in UTC, such as '0 1 * * 0'")
+    if len(fields) != len(_CRON_BOUNDS) or not all(
+        _cron_part(part, bounds)
+        for field, bounds in zip(fields, _CRON_BOUNDS, strict=True)
+        for part in field.split(",")
+    ):
+        raise ValueError(
+            "must be five cron fields in UTC (minute, hour, day, month, weekday), such as "
+            "'0 1 * * 0'"
+        )
     return value
+
+
+_CRON_BOUNDS = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
+
+
+def _cron_part(part: str, bounds: tuple[int, int]) -> bool:
+    """Whether `part` is `*`, `N` or `N-M`, each with an optional `/STEP`, within the bounds."""
+    match = re.fullmatch(r"(?:\*|(\d{1,2})(?:-(\d{1,2}))?)(?:/[1-9]\d?)?", part)
+    if match is None:
+        return False
+    numbers = [int(number) for number in match.groups() if number is not None]
+    return numbers == sorted(numbers) and all(bounds[0] <= n <= bounds[1] for n in numbers)
+
+
+def _address(value: str) -> str:
+    try:
+        return str(ipaddress.IPv4Address(value))
+    except ValueError:
+        raise ValueError("must be an IPv4 address of this machine, such as 127.0.0.1") from None
 
 
 Cron = Annotated[str, AfterValidator(_cron)]
@@ -33,29 +60,40 @@ Cron = Annotated[str, AfterValidator(_cron)]
 OWNED_PARAMETERS = frozenset(
     {
         "archive_command",
+        "archive_library",
         "archive_mode",
         "archive_timeout",
         "cluster_name",
         "cron.database_name",
+        "cron.enable_superuser_jobs",
+        "cron.host",
         "cron.use_background_workers",
         "data_directory",
+        "fsync",
+        "full_page_writes",
         "hba_file",
         "hot_standby",
         "ident_file",
         "listen_addresses",
+        "log_parameter_max_length",
+        "log_parameter_max_length_on_error",
         "max_connections",
         "max_replication_slots",
+        "max_slot_wal_keep_size",
         "max_wal_senders",
         "password_encryption",
         "port",
         "primary_conninfo",
         "primary_slot_name",
+        "reserved_connections",
         "restore_command",
         "shared_preload_libraries",
         "ssl",
         "ssl_ca_file",
         "ssl_cert_file",
         "ssl_key_file",
+        "ssl_min_protocol_version",
+        "superuser_reserved_connections",
         "synchronous_commit",
         "synchronous_standby_names",
         "unix_socket_directories",
@@ -185,12 +223,25 @@ class TlsSettings(_Model):
 class DockerSettings(_Model):
     """Placement on one machine."""
 
-    bind_address: str = Field(default="127.0.0.1", pattern=r"^(\d{1,3}\.){3}\d{1,3}$")
+    bind_address: Annotated[str, AfterValidator(_address)] = Field(
+        default="127.0.0.1", description="Where the ports are published."
+    )
+
+    @property
+    def connect_address(self) -> str:
+        """What a client on this machine connects to."""
+        return "127.0.0.1" if self.bind_address == "0.0.0.0" else self.bind_address
+
     pool_port: int = Field(
         default=6432,
         ge=1024,
         le=65535,
         description="Port of the first PgBouncer; the others follow.",
+    )
+    image_revision: str = Field(
+        default="",
+        pattern=r"^[A-Za-z0-9._-]{0,40}$",
+        description="Change it (say, to today's date) to rebuild the images with new packages.",
     )
     direct_port: int | None = Field(
         default=None,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,20 +57,50 @@ def read(root: Path, stack: str) -> Settings:
     if not isinstance(config, dict):
         raise UsageError(f"{path}: 'config' must be a mapping of '{NAMESPACE}:<key>' to values")
     prefix = f"{NAMESPACE}:"
-    values = {k.removeprefix(prefix): v for k, v in config.items() if str(k).startswith(prefix)}
-    return load(values, source=str(path))
+    values = {
+        str(k).removeprefix(prefix): v for k, v in config.items() if str(k).startswith(prefix)
+    }
+    return load(values, str(path), _stray(document if isinstance(document, dict) else {}, config))
 
 
-def load(values: dict[str, Any], source: str) -> Settings:
+# What Pulumi itself puts into a stack's file, and the namespaces of providers.
+_TOP_LEVEL = ("config", "encryptionsalt", "encryptedkey", "secretsprovider", "environment")
+
+
+def _stray(document: dict[Any, Any], config: dict[Any, Any]) -> list[Problem]:
+    """Keys that nothing would read: a forgotten or misspelt `elsapg:`, say."""
+    found = [
+        Problem(str(key), _shown(value), f"unknown; known here: {', '.join(_TOP_LEVEL)}")
+        for key, value in document.items()
+        if key not in _TOP_LEVEL
+    ]
+    return found + [
+        Problem(
+            str(key),
+            _shown(value),
+            f"would not be read; keys begin with {NAMESPACE!r}: "
+            f"{NAMESPACE}:{str(key).rpartition(':')[2]}",
+        )
+        for key, value in config.items()
+        if ":" not in str(key) or _misspelt(str(key).partition(":")[0])
+    ]
+
+
+def _misspelt(namespace: str) -> bool:
+    """Whether it was meant to be ours; other namespaces are those of providers."""
+    return namespace != NAMESPACE and bool(difflib.get_close_matches(namespace, [NAMESPACE]))
+
+
+def load(values: dict[str, Any], source: str, others: Sequence[Problem] = ()) -> Settings:
     """Check `values` (keys without the namespace) and return the settings.
 
-    Raises SettingsError with every problem: those of single keys, and those of the sums that
-    can be judged without the bad keys.
+    Raises SettingsError with every problem: `others` that the caller found, those of single keys,
+    and those of the sums that can be judged without the bad keys.
     """
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
-        problems = [_problem(e) for e in error.errors(include_url=False)]
+        problems = [*others, *(_problem(e) for e in error.errors(include_url=False))]
         bad = {p.key.removeprefix(f"{NAMESPACE}:") for p in problems}
         try:
             rest = Settings.model_validate(_without(values, [e["loc"] for e in error.errors()]))
@@ -76,7 +108,7 @@ def load(values: dict[str, Any], source: str) -> Settings:
             raise SettingsError(source, problems) from None
         problems += [p for p, keys in check_sums(rest) if not bad & keys]
         raise SettingsError(source, problems) from None
-    problems = [problem for problem, _ in check_sums(settings)]
+    problems = [*others, *(problem for problem, _ in check_sums(settings))]
     if problems:
         raise SettingsError(source, problems)
     return settings

@@ -53,14 +53,14 @@ class Secrets:
 
 def certificate_names(settings: Settings) -> dict[str, tuple[str, ...]]:
     """Each certificate's DNS names or addresses; a client certificate has none but its CN."""
-    local = ("localhost", "127.0.0.1")
+    address = settings.docker.bind_address
+    local = ("localhost", "127.0.0.1", *({address} - {"127.0.0.1", "0.0.0.0"}))
     names: dict[str, tuple[str, ...]] = dict.fromkeys(CLIENTS, ())
     for node in t.node_names(settings):
         names[node] = (node, t.agent_name(node), t.PRIMARY_HOST, t.REPLICA_HOST, *local)
     for name in t.etcd_names(settings):
         names[name] = (name, *local)
-    address = settings.docker.bind_address
     for name in t.pooler_names(settings):
-        names[name] = (name, "pgbouncer", *local, *({address} - {"127.0.0.1", "0.0.0.0"}))
+        names[name] = (name, "pgbouncer", *local)
     names["s3"] = (t.S3_HOST, *local)
     return names

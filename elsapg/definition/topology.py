@@ -76,14 +76,12 @@ class Unit:
 
 @dataclass(frozen=True)
 class Task:
-    """A run that ends: it runs again when its files, image or `triggers` change."""
+    """A run that ends: it runs again when its files or its image change."""
 
     name: str
     image: str
     command: tuple[str, ...]
     timeout_s: int
-    # Names of the units whose change must run it again.
-    follows: tuple[str, ...] = ()
 
 
 def node_names(settings: Settings) -> tuple[str, ...]:

@@ -37,8 +37,13 @@ def main() -> int:
             case "backup-info":
                 print(json.dumps(backup.info(Config.load())))
     except (
-        ElsapgError, PatroniError, backup.BackupError, psycopg.Error, TimeoutError, OSError
-    ) as error:  # fmt: skip
+        ElsapgError,
+        PatroniError,
+        backup.BackupError,
+        psycopg.Error,
+        OSError,
+        ValueError,
+    ) as error:
         print(f"{arguments.command}: {error}", file=sys.stderr)
         return 1
     return 0

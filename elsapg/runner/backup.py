@@ -20,7 +20,6 @@ from elsapg.runner.config import Config
 Kind = Literal["full", "diff", "incr"]
 
 RETRY_AFTER_S = 600
-ALREADY_RUNNING = 50  # pgBackRest's exit code when its lock is held
 
 
 class BackupError(Exception):
@@ -79,9 +78,11 @@ def schedule(config: Config) -> int:
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
     say(f"schedules (UTC): {', '.join(f'{k} {v}' for k, v in config.schedules.items())}")
+    missed = _missed(config)
     while not stop.is_set():
         now = datetime.datetime.now(datetime.UTC)
-        kind, due = next_run(config.schedules, now)
+        kind, due = (missed, now) if missed else next_run(config.schedules, now)
+        missed = None
         say(f"next backup: {kind} at {due:%Y-%m-%d %H:%M}Z")
         # In slices: the machine may sleep, and its clock may be set.
         while not stop.is_set() and datetime.datetime.now(datetime.UTC) < due:
@@ -97,6 +98,29 @@ def schedule(config: Config) -> int:
                 say(f"{error}; next attempt in {RETRY_AFTER_S // 60} minutes")
                 stop.wait(RETRY_AFTER_S)
     return 0
+
+
+def _missed(config: Config) -> Kind | None:
+    """The backup that was due while nobody ran: this process was being restarted, say."""
+    try:
+        found = info(config).get("backup", [])
+    except BackupError:
+        return None  # no stanza yet: the first backup is not ours to take
+    return missed_run(config.schedules, found, datetime.datetime.now(datetime.UTC))
+
+
+def missed_run(
+    schedules: dict[str, str], backups: list[dict[str, Any]], now: datetime.datetime
+) -> Kind | None:
+    """What was due since the newest backup that would do for it; None before the first."""
+    if not backups:
+        return None
+    for kind in sorted(schedules, key=lambda k: k != "full"):
+        enough = [b for b in backups if kind != "full" or b["type"] == "full"]
+        newest = max((int(b["timestamp"]["start"]) for b in enough), default=0)
+        if newest < croniter(schedules[kind], now).get_prev(float):
+            return kind  # type: ignore[return-value]
+    return None
 
 
 def next_run(schedules: dict[str, str], now: datetime.datetime) -> tuple[Kind, datetime.datetime]:

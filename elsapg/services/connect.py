@@ -53,7 +53,7 @@ def connection(
                 "session, or set docker.direct_port in its file and run `elsapg up`"
             )
         addresses: tuple[tuple[str, int], ...] = (
-            (settings.docker.bind_address, settings.docker.direct_port),
+            (settings.docker.connect_address, settings.docker.direct_port),
         )
     else:
         addresses = tuple((pool["host"], int(pool["port"])) for pool in deployment.outputs["pools"])

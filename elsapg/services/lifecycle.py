@@ -87,7 +87,10 @@ class Lifecycle:
                     return planned
                 self._confirm(f"up: make these changes to stack {self.stack!r}?")
             record = Record(debug=self.debug)
-            session.run(record, stack.up, refresh=refresh or None)
+            # What a task did (SQL, configuration, the stanza) may have been undone by hand, which
+            # no look at the task tells: they are safe to run again, so they do.
+            tasks = session.tasks(stack) if refresh else None
+            session.run(record, stack.up, refresh=refresh or None, replace=tasks)
             if record.pending_operations or session.was_killed:
                 session.forget_pending_operations(stack)
             return record
@@ -135,6 +138,9 @@ class Lifecycle:
             stack = session.open()
             resources = session.resources(stack)
             kept = [r for r in resources if r.get("protect")]
+            if not purge and any(_precious(r) and not r.get("protect") for r in resources):
+                # `protect: false`, or a purge that was stopped half-way: data would go unasked.
+                self._confirm_purge(confirm)
             if not purge and len(kept) == len(resources):
                 self.console.print(f"nothing runs in stack {self.stack!r}")
                 self._say_kept(kept)
@@ -348,6 +354,10 @@ class _Session:
             raise workspace.explain(self.place.stack, done.stderr, arguments[0])
         return done.stdout
 
+    def tasks(self, stack: automation.Stack) -> list[str]:
+        """The URNs of the tasks."""
+        return [r["urn"] for r in self.resources(stack) if str(r["type"]).endswith(":Task")]
+
     def resources(self, stack: automation.Stack) -> list[dict[str, Any]]:
         """The state's resources that providers made."""
         found = (stack.export_stack().deployment or {}).get("resources") or []
@@ -381,14 +391,21 @@ class _Session:
         if any("it is protected" in text for _, text in record.errors):
             lines.append(
                 "  what holds data is never removed by a change of settings: to let it go, set "
-                "elsapg:protect to false, run `elsapg up` with everything else as it was, then "
-                "make the change"
+                "elsapg:protect to false, run `elsapg up` with everything else as it was, make "
+                "the change, and set it back to true"
             )
         return DeploymentError(
             f"{self._operation} of stack {place.stack!r} failed ({record.summary()}):\n"
             + "\n".join(lines)
             + "\nrun the same command again to continue; --debug shows everything"
         )
+
+
+def _precious(resource: dict[str, Any]) -> bool:
+    """Whether a resource of the state is data, a secret or the CA: nothing makes it again."""
+    kind = str(resource["type"])
+    data = (resource.get("inputs") or {}).get("data") is True
+    return data or kind.endswith((":Stash", ":CertificateAuthority"))
 
 
 def _unexpected(stack: str, record: Record) -> UnexpectedChangesError:

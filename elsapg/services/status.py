@@ -7,7 +7,6 @@ import datetime
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from elsapg.definition import topology as t
 from elsapg.errors import ElsapgError
@@ -117,7 +116,11 @@ def _nodes(deployment: Deployment, status: Status) -> None:
         status.problems.append("no primary: nothing can be written now")
     for node in status.nodes:
         if node.role != "leader" and node.state != "streaming":
-            status.problems.append(f"{node.name} is {node.state}, not streaming")
+            status.problems.append(
+                f"{node.name} is {node.state}, not streaming; if it stays so, rebuild it: "
+                f"`docker exec {deployment.hosts.physical(node.name)} patronictl -c "
+                f"{t.CONFIG_DIR}/patroni.yml reinit {t.SCOPE} {node.name} --force`"
+            )
         if node.pending_restart:
             # One that `up` itself caused is done by it; this one somebody caused by hand.
             status.problems.append(
@@ -194,8 +197,3 @@ def _pool(deployment: Deployment, status: Status, name: str) -> None:
     )
     if paused:
         status.problems.append(f"{name} is paused: a switchover is under way")
-
-
-def summary(value: Any) -> str:
-    """A value, or a dash where there is none."""
-    return "-" if value is None else str(value)

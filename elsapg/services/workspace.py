@@ -59,6 +59,8 @@ class Workspace:
             # Old states, with the secrets in them (encrypted, but why keep them).
             for kind in ("backups", "history"):
                 shutil.rmtree(self.state / ".pulumi" / kind / PROJECT / self.stack, True)
+            for old in (self.places.private / "connect").glob(f"{self.stack}.*"):
+                old.unlink()
             for old in _state_file(self.state, self.stack).parent.glob(f"{self.stack}.json.bak*"):
                 old.unlink()
 
@@ -71,10 +73,11 @@ def prepare(root: Path, stack: str) -> Workspace:
     """
     places = Places(root)
     folder = places.workspace(stack)
-    config = _config(root, stack, folder)
     binary, version = find_pulumi(places)
     env = _environment(places)
     backend = _backend(root, places, env)
+    # Read as late as can be: a first `up` may be writing its salt there.
+    config = _config(root, stack, folder)
     _passphrase(places, stack, config, env, backend)
     folder.mkdir(parents=True, exist_ok=True)
     _update(folder / "Pulumi.yaml", yaml.safe_dump(_project(root), sort_keys=False))

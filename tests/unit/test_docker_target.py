@@ -20,6 +20,10 @@ from elsapg.targets.docker import daemon as d
 MIB = 1024 * 1024
 
 
+# An update ends when the unit is back in its place, also one that follows a killed one.
+BACK = "handover --wait-healthy pg-1"
+
+
 @dataclass
 class FakeContainer:
     """Remembers what was done to it, in the order of the whole daemon."""
@@ -372,7 +376,7 @@ def test_one_that_was_stopped_is_started_again(fake: FakeDocker) -> None:
     outs = create(fake)
     fake.made["elsapg-test-pg-1"].status = "exited"
     after = update({**outs, "running": False})
-    assert fake.log == ["push pg-1", "start pg-1"]
+    assert fake.log == ["push pg-1", "start pg-1", BACK]
     assert CONTAINER.diff("x", after, props()).changes is False
 
 
@@ -403,7 +407,7 @@ def test_a_file_that_is_no_longer_there_is_removed(fake: FakeDocker) -> None:
 def test_limits_change_in_place(fake: FakeDocker, changed: dict[str, Any]) -> None:
     outs = create(fake)
     after = update(outs, **changed)
-    assert fake.log == ["update pg-1"]
+    assert fake.log == ["update pg-1", BACK]
     assert CONTAINER.diff("x", after, props(**changed)).changes is False
     host = fake.made["elsapg-test-pg-1"].attrs["HostConfig"]
     assert host["Memory"] == changed.get("memory_mb", 256) * MIB
@@ -413,19 +417,27 @@ def test_limits_change_in_place(fake: FakeDocker, changed: dict[str, Any]) -> No
 def test_a_limit_that_is_no_longer_set_is_lifted(fake: FakeDocker) -> None:
     outs = create(fake, cpus=1.5)
     update(outs)
-    assert fake.log == ["update pg-1"]
+    assert fake.log == ["update pg-1", BACK]
     # 0 means "as it is" to the daemon.
     assert fake.made["elsapg-test-pg-1"].attrs["HostConfig"]["CpuQuota"] == -1
     fake.log.clear()
     update({**outs, "cpus": None}, stop_timeout=61)
-    assert fake.log == []
+    assert fake.log == [BACK]
+
+
+def test_less_memory_takes_a_new_container(fake: FakeDocker) -> None:
+    """The buffers of the running PostgreSQL would not fit into the new limit."""
+    outs = create(fake, memory_mb=512)
+    update(outs, memory_mb=256)
+    assert [line.split()[0] for line in fake.log][:3] == ["handover", "stop(60)", "remove"]
+    assert fake.made["elsapg-test-pg-1"].attrs["HostConfig"]["Memory"] == 256 * MIB
 
 
 @pytest.mark.parametrize("changed", [{"stop_timeout": 90}, {"before_stop": []}])
 def test_what_only_we_look_at_touches_nothing(fake: FakeDocker, changed: dict[str, Any]) -> None:
     outs = create(fake)
     after = update(outs, **changed)
-    assert fake.log == []
+    assert fake.log == [BACK]
     assert CONTAINER.diff("x", after, props(**changed)).changes is False
 
 

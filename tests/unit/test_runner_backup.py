@@ -12,7 +12,7 @@ from hypothesis import settings as within
 from hypothesis import strategies as st
 
 from elsapg.runner import backup
-from elsapg.runner.backup import BackupError, next_run
+from elsapg.runner.backup import BackupError, missed_run, next_run
 from elsapg.runner.config import Config
 from elsapg.services import backups
 
@@ -153,3 +153,18 @@ def test_config_words_are_quoted_for_libpq() -> None:
     assert "host='pg 1'" in words
     assert "sslmode=verify-full" in words
     assert "password" not in words
+
+
+def test_what_was_missed_is_made_up() -> None:
+    schedules = SCHEDULES
+    # A Monday noon.
+    now = datetime.datetime(2026, 11, 23, 12, tzinfo=datetime.UTC)
+
+    def made(kind: str, day: int, hour: int = 2) -> dict[str, Any]:
+        start = datetime.datetime(2026, 11, day, hour, tzinfo=datetime.UTC).timestamp()
+        return {"type": kind, "timestamp": {"start": start}}
+
+    assert missed_run(schedules, [], now) is None
+    assert missed_run(schedules, [made("full", 22), made("incr", 23)], now) is None
+    assert missed_run(schedules, [made("full", 22)], now) == "incr"
+    assert missed_run(schedules, [made("full", 15), made("incr", 23)], now) == "full"

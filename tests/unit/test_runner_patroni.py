@@ -109,7 +109,9 @@ class Answers(BaseHTTPRequestHandler):
 def tls(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tls")
     ca = make_ca("elsapg test", 10)
-    pair = make_certificate("localhost", ["localhost"], 5, ca["certificate"], ca["private_key"])
+    pair = make_certificate(
+        "localhost", ["localhost"], 5, ca["certificate"], ca["private_key"], True
+    )
     (folder / "ca.crt").write_text(ca["certificate"])
     (folder / "other.crt").write_text(make_ca("elsapg test", 10)["certificate"])
     (folder / "crt").write_text(pair["certificate"])

@@ -88,6 +88,9 @@ def converge(
         _make(client, props)
     elif container.labels.get(d.SPEC_LABEL) != spec(props):
         _replace(client, container, props, graceful=updating)
+    elif _shrinks(container, props):
+        # PostgreSQL's buffers are larger than the new limit until it is started afresh.
+        _replace(client, container, props, graceful=updating)
     else:
         _limits(container, props)
         if container.status != "running":
@@ -97,9 +100,8 @@ def converge(
             _push(container, props)
             _drop_stale(container, old_files or [], props["files"])
             _reload(container, props)
-        else:
             return
-        return
+    # Also after an `up` that was killed between a replacement and this wait.
     if updating:
         _run_inside(client, props, props.get("after_start"), must=True)
 
@@ -160,6 +162,11 @@ def _limit_arguments(props: dict[str, Any]) -> dict[str, Any]:
     if props.get("cpus"):
         arguments |= {"cpu_period": _PERIOD_US, "cpu_quota": int(props["cpus"] * _PERIOD_US)}
     return {k: v for k, v in arguments.items() if v is not None}
+
+
+def _shrinks(container: Container, props: dict[str, Any]) -> bool:
+    now = int(container.attrs["HostConfig"]["Memory"] or 0)
+    return 0 < int(props.get("memory_mb") or 0) * 1024 * 1024 < now
 
 
 def _limits(container: Container, props: dict[str, Any]) -> None:

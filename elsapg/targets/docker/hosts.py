@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from dataclasses import dataclass
 
-from elsapg.errors import NotDeployedError
+from elsapg.errors import MissingError, NotDeployedError
 from elsapg.targets.docker import daemon as d
+
+
+def _client() -> str:
+    found = shutil.which("docker")
+    if found is None:
+        raise MissingError("the docker command is not on PATH: `elsapg setup` installs it")
+    return found
 
 
 @dataclass(frozen=True)
@@ -19,7 +27,7 @@ class Completed:
 
 @dataclass(frozen=True)
 class UnitState:
-    """A unit as the engine sees it. `memory_bytes` is None while it does not run."""
+    """A unit as Docker sees it."""
 
     name: str
     state: str
@@ -56,20 +64,13 @@ class DockerHosts:
         When this process dies, the command's input ends: that is how it knows.
         """
         return subprocess.Popen(
-            ["docker", "exec", "-i", self.physical(unit), *command],
+            [_client(), "exec", "-i", self.physical(unit), *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             bufsize=1,
         )
-
-    def interactive(self, unit: str, *command: str, terminal: bool) -> int:
-        """Run a command in a unit with this process's own input and output."""
-        flags = ["-it"] if terminal else ["-i"]
-        return subprocess.run(
-            ["docker", "exec", *flags, self.physical(unit), *command], check=False
-        ).returncode
 
     def states(self) -> dict[str, UnitState]:
         """Every container of the stack by unit name, running or not."""

@@ -12,7 +12,6 @@ from elsapg.definition import topology as t
 from elsapg.definition.files import File, files_for, task_files
 from elsapg.definition.secrets import Secrets
 from elsapg.settings import Settings
-from elsapg.targets.docker import daemon as d
 from elsapg.targets.docker.resources import (
     Container,
     Image,
@@ -49,6 +48,7 @@ def place(stack: str, settings: Settings, secrets: pulumi.Output[Secrets]) -> No
             target=target,
             context=context_digest(("images/Dockerfile", *extra)),
             base=BASE_IMAGE,
+            revision=settings.docker.image_revision,
         )
         for target, extra in CONTEXTS.items()
     }
@@ -113,6 +113,10 @@ def _volumes(stack: str, settings: Settings, units: tuple[t.Unit, ...]) -> dict[
             stack=stack,
             volume=mount.volume,
             data=mount.data,
+            # A one-member etcd would stay one, and the others would found a cluster of their own.
+            fixed={"etcd.members": settings.etcd.members}
+            if mount.volume in t.etcd_names(settings)
+            else None,
             opts=pulumi.ResourceOptions(protect=mount.data and settings.protect),
         )
         for mount in mounts.values()
@@ -164,8 +168,3 @@ def _unit_props(
         "reload_signal": unit.reload_signal,
         "files": _files(secrets, lambda s, n=unit.name: files_for(n, settings, s)),
     }
-
-
-def physical(stack: str, unit: str) -> str:
-    """The container that runs `unit`."""
-    return d.physical_name(stack, unit)

@@ -25,7 +25,7 @@ from pulumi.dynamic import (
     UpdateResult,
 )
 
-from elsapg.errors import DeploymentError, MissingError
+from elsapg.errors import DeploymentError, MissingError, UsageError
 from elsapg.targets.docker import containers
 from elsapg.targets.docker import daemon as d
 
@@ -95,6 +95,14 @@ class _VolumeProvider(ResourceProvider):
         return ReadResult(id_, props)
 
     def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
+        for key, value in (olds.get("fixed") or {}).items():
+            wanted = (news.get("fixed") or {}).get(key, value)
+            if wanted != value:
+                raise UsageError(
+                    f"elsapg:{key} = {wanted:.0f}: it is {value:.0f} since the stack was made, and "
+                    f"what volume {olds['name']} holds cannot follow; set it back, or make a new "
+                    "stack"
+                )
         return DiffResult(changes=olds["name"] != news["name"], replaces=["name"])
 
     def delete(self, id_: str, _props: dict[str, Any]) -> None:
@@ -106,7 +114,10 @@ class _VolumeProvider(ResourceProvider):
 
 
 class Volume(Resource, module="docker", name="Volume"):
-    """A named volume. `data`: what it holds cannot be made again. Outputs: name."""
+    """A named volume. `data`: what it holds cannot be made again. Outputs: name.
+
+    `fixed`: settings that its content was made for; changing one is refused.
+    """
 
     name: pulumi.Output[str]
 
@@ -117,9 +128,15 @@ class Volume(Resource, module="docker", name="Volume"):
         stack: str,
         volume: str,
         data: bool,
+        fixed: Mapping[str, int] | None = None,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
-        props = {"stack": stack, "name": d.physical_name(stack, volume), "data": data}
+        props = {
+            "stack": stack,
+            "name": d.physical_name(stack, volume),
+            "data": data,
+            "fixed": dict(fixed or {}),
+        }
         super().__init__(_VolumeProvider(), resource_name, props, opts)
 
 
@@ -171,7 +188,7 @@ def _build(client: docker.DockerClient, props: dict[str, Any], tag: str) -> Any:
             tag=tag,
             rm=True,
             forcerm=True,
-            buildargs={"BASE": props["base"]},
+            buildargs={"BASE": props["base"], "REVISION": props.get("revision") or ""},
             labels={"elsapg.image": props["target"]},
         )
     except docker.errors.BuildError as error:
@@ -202,9 +219,17 @@ class Image(Resource, module="docker", name="Image"):
         target: str,
         context: str,
         base: str,
+        revision: str = "",
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
-        props = {"target": target, "context": context, "base": base, "image_id": None, "tag": None}
+        props = {
+            "target": target,
+            "context": f"{context}-{revision}" if revision else context,
+            "base": base,
+            "revision": revision,
+            "image_id": None,
+            "tag": None,
+        }
         super().__init__(_ImageProvider(), resource_name, props, opts)
 
 
