@@ -26,10 +26,9 @@ from elsapg.errors import ElsapgError, MissingError
 from elsapg.services import process, workspace
 from elsapg.services.places import Places, write_private
 from elsapg.settings import Settings
+from elsapg.targets.docker.daemon import BASE_IMAGE, STACK_LABEL
 
-BASE_IMAGE = "debian:trixie-slim"
 SUITE = "trixie"
-STACK_LABEL = "elsapg.stack"
 MINIMUM_PYTHON = (3, 11)
 MINIMUM_GO = (1, 25)
 # Images and two small nodes; the figures of a fresh `up`, doubled.

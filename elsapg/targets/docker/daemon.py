@@ -23,6 +23,7 @@ SPEC_LABEL = "elsapg.spec"
 DATA_LABEL = "elsapg.data"
 
 PREFIX = "elsapg"
+BASE_IMAGE = "debian:trixie-slim"
 
 EXIT_CODE_WITHIN_S = 5.0
 EXIT_CODE_UNKNOWN = 125

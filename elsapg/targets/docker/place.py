@@ -12,6 +12,7 @@ from elsapg.definition import topology as t
 from elsapg.definition.files import File, files_for, task_files
 from elsapg.definition.secrets import Secrets
 from elsapg.settings import Settings
+from elsapg.targets.docker.daemon import BASE_IMAGE
 from elsapg.targets.docker.resources import (
     Container,
     Image,
@@ -20,8 +21,6 @@ from elsapg.targets.docker.resources import (
     Volume,
     context_digest,
 )
-
-BASE_IMAGE = "debian:trixie-slim"
 
 # What each image is made of, beside the Dockerfile: a change of SQL rebuilds the runner only.
 CONTEXTS: Mapping[str, tuple[str, ...]] = {
