@@ -9,8 +9,9 @@ DECLARE
     v_role text;
 BEGIN
     FOREACH v_role IN ARRAY ARRAY[
-        'elsa_owner', 'elsa_user', 'elsa_migrator', 'elsa_app', 'elsa_worker', 'elsa_readonly',
-        'elsa_admin', 'elsa_jobs', 'backup', 'monitoring', 'replicator', 'rewind', 'pgbouncer_auth'
+        'elsa_owner', 'elsa_user', 'elsa_maintenance', 'elsa_auditor', 'elsa_migrator', 'elsa_app',
+        'elsa_worker', 'elsa_readonly', 'elsa_host', 'elsa_admin', 'elsa_jobs', 'backup',
+        'monitoring', 'replicator', 'rewind', 'pgbouncer_auth'
     ] LOOP
         IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles AS r WHERE r.rolname = v_role) THEN
             EXECUTE pg_catalog.format('CREATE ROLE %I NOLOGIN', v_role);
@@ -28,6 +29,14 @@ NOSUPERUSER NOLOGIN NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS INHERIT;
 ALTER ROLE elsa_user
 NOSUPERUSER NOLOGIN NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS INHERIT;
 
+-- BYPASSRLS: partitions and retention concern all tenants. Nobody is a member; the functions that
+-- run as it are in the files of this folder, and each does one thing.
+ALTER ROLE elsa_maintenance
+NOSUPERUSER NOLOGIN NOCREATEDB NOCREATEROLE NOREPLICATION BYPASSRLS INHERIT;
+-- pgaudit.role: what this role is granted, and does not use, is what gets written to the log.
+ALTER ROLE elsa_auditor
+NOSUPERUSER NOLOGIN NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS INHERIT;
+
 -- People and programs that log in with a password.
 ALTER ROLE elsa_migrator
 NOSUPERUSER LOGIN NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS INHERIT CONNECTION LIMIT 10;
@@ -36,6 +45,8 @@ NOSUPERUSER LOGIN NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS INHERIT;
 ALTER ROLE elsa_worker
 NOSUPERUSER LOGIN NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS INHERIT;
 ALTER ROLE elsa_readonly
+NOSUPERUSER LOGIN NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS INHERIT;
+ALTER ROLE elsa_host
 NOSUPERUSER LOGIN NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS INHERIT;
 ALTER ROLE elsa_admin
 NOSUPERUSER LOGIN NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS INHERIT;
@@ -60,8 +71,11 @@ NOSUPERUSER LOGIN NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS INHERIT
 PASSWORD NULL;
 
 GRANT elsa_owner TO elsa_migrator;
+GRANT elsa_owner TO elsa_maintenance;
 GRANT elsa_user TO elsa_app;
+GRANT elsa_user TO elsa_host;
 GRANT elsa_user TO elsa_admin;
+GRANT elsa_host TO elsa_admin;
 GRANT pg_monitor TO monitoring;
 GRANT pg_read_all_data TO backup;
 GRANT pg_read_all_settings TO backup;
@@ -74,6 +88,9 @@ ALTER ROLE elsa_app SET lock_timeout = '10s';
 ALTER ROLE elsa_worker SET statement_timeout = '60s';
 ALTER ROLE elsa_worker SET idle_in_transaction_session_timeout = '60s';
 ALTER ROLE elsa_worker SET lock_timeout = '10s';
+ALTER ROLE elsa_host SET statement_timeout = '60s';
+ALTER ROLE elsa_host SET idle_in_transaction_session_timeout = '60s';
+ALTER ROLE elsa_host SET lock_timeout = '10s';
 ALTER ROLE elsa_readonly SET statement_timeout = '5min';
 ALTER ROLE elsa_readonly SET idle_in_transaction_session_timeout = '60s';
 ALTER ROLE elsa_readonly SET lock_timeout = '5s';
@@ -103,8 +120,14 @@ COMMENT ON ROLE elsa_worker IS
 'Elsa worker: reads definitions, takes locks, writes execution state.';
 COMMENT ON ROLE elsa_readonly IS
 'Reports: reads the rows of the tenant its transaction names.';
+COMMENT ON ROLE elsa_host IS
+'Elsa''s background work across tenants (timers, resuming): the application''s rights for all of them.';
 COMMENT ON ROLE elsa_admin IS
-'Host administration: the application''s rights for all tenants at once, and no more.';
+'Host administration by people: elsa_host''s rights, and the tenants and users themselves.';
+COMMENT ON ROLE elsa_maintenance IS
+'Owns the functions that look after partitions and retention for all tenants. Nobody is it.';
+COMMENT ON ROLE elsa_auditor IS
+'What this role is granted is what pgaudit logs. Nobody is it.';
 COMMENT ON ROLE elsa_jobs IS
 'Owner of the pg_cron jobs; started by pg_cron only, has no password.';
 COMMENT ON ROLE backup IS

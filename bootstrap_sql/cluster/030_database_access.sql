@@ -10,7 +10,7 @@ REVOKE ALL ON DATABASE elsa_runtime FROM PUBLIC;
 ALTER DATABASE elsa_workflows OWNER TO elsa_owner;
 ALTER DATABASE elsa_runtime OWNER TO elsa_owner;
 
--- elsa_user carries elsa_app and elsa_admin.
+-- elsa_user carries elsa_app, elsa_host and elsa_admin.
 GRANT CONNECT ON DATABASE elsa_workflows, elsa_runtime
 TO elsa_user, elsa_migrator, elsa_worker, elsa_readonly;
 -- rewind: pg_rewind connects to postgres. pgbouncer_auth: the auth function lives there.

@@ -16,6 +16,7 @@ PASSWORD_ROLES = (
     "elsa_app",
     "elsa_worker",
     "elsa_readonly",
+    "elsa_host",
     "elsa_admin",
     "elsa_migrator",
     "monitoring",

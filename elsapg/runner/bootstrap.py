@@ -1,4 +1,5 @@
-"""Applies `bootstrap_sql` to the primary: cluster files, passwords, then the numbered migrations.
+"""Applies `bootstrap_sql` to the primary: cluster files, passwords, the numbered migrations, and
+the cluster files that need the migrations' tables.
 
 Runs in the runner's container as the superuser, by client certificate. Everything is checked
 before anything is applied, under an advisory lock, so two runs at once are safe; a run that
@@ -39,6 +40,7 @@ PASSWORD_ROLES = (
     "elsa_app",
     "elsa_worker",
     "elsa_readonly",
+    "elsa_host",
     "elsa_admin",
     "monitoring",
 )
@@ -150,12 +152,18 @@ def bootstrap(
         refuse(tree, ledgers)
 
         result = Result()
-        for file in tree.cluster:
-            for database in file.databases:
-                with opened(database) as connection:
-                    run_cluster_file(connection, file, database)
-            result.cluster_files += 1
-        log(f"cluster: {_count(result.cluster_files, 'file')} run, safe to run again")
+
+        def run_cluster(after_migrations: bool) -> None:
+            files = [f for f in tree.cluster if f.after_migrations is after_migrations]
+            for file in files:
+                for database in file.databases:
+                    with opened(database) as connection:
+                        run_cluster_file(connection, file, database)
+            result.cluster_files += len(files)
+            when = "after the migrations" if after_migrations else "before the migrations"
+            log(f"cluster: {_count(len(files), 'file')} run {when}, safe to run again")
+
+        run_cluster(after_migrations=False)
         result.passwords_changed = set_passwords(holder, passwords)
         log(f"passwords: changed {', '.join(result.passwords_changed) or 'none'}")
         for database, migrations in tree.migrations.items():
@@ -170,6 +178,7 @@ def bootstrap(
                     result.migrations[database].append(migration.name)
                     log(f"{database}: applied {migration.name} ({duration_ms} ms)")
             log(f"{database}: {_count(len(pending), 'migration')} applied, {len(done)} before")
+        run_cluster(after_migrations=True)
     return result
 
 

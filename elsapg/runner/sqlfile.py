@@ -96,6 +96,7 @@ class ClusterFile(SqlFile):
     databases: tuple[str, ...]
     transaction: bool
     unless: str | None
+    after_migrations: bool = False  # for what needs the tables: views, functions over them
 
 
 @dataclass(frozen=True)
@@ -236,9 +237,9 @@ def cluster_file(path: Path, label: str) -> ClusterFile:
     """Read one file of `cluster/`."""
     text, sha256 = _read(path, label)
     given = _directives(text, label)
-    for key in given.keys() - {"database", "transaction", "unless"}:
+    for key in given.keys() - {"database", "transaction", "unless", "after"}:
         raise SqlFileError(
-            f"{label}: no directive is called {key}; there are database, transaction, unless"
+            f"{label}: no directive is called {key}; there are database, transaction, unless, after"
         )
     wanted = given.get("database", "")
     databases = EVERY_DATABASE if wanted == "each" else tuple(wanted.split(","))
@@ -251,11 +252,21 @@ def cluster_file(path: Path, label: str) -> ClusterFile:
     transaction = given.get("transaction", "on")
     if transaction not in ("on", "off"):
         raise SqlFileError(f"{label}: transaction={transaction}: must be on or off")
+    after = given.get("after")
+    if after not in (None, "migrations"):
+        raise SqlFileError(f"{label}: after={after}: must be migrations")
     statements = split(text, label)
     if transaction == "on":
         _refuse_transaction_control(statements, label)
     return ClusterFile(
-        label, path.name, sha256, statements, databases, transaction == "on", given.get("unless")
+        label,
+        path.name,
+        sha256,
+        statements,
+        databases,
+        transaction == "on",
+        given.get("unless"),
+        after == "migrations",
     )
 
 

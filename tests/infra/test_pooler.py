@@ -7,7 +7,15 @@ import secrets
 from elsapg.definition import topology as t
 from tests.infra.facts import Facts, judge, none, same, unjudged
 
-ROLES = ("elsa_app", "elsa_worker", "elsa_readonly", "elsa_admin", "elsa_migrator", "monitoring")
+ROLES = (
+    "elsa_app",
+    "elsa_worker",
+    "elsa_readonly",
+    "elsa_host",
+    "elsa_admin",
+    "elsa_migrator",
+    "monitoring",
+)
 AGAIN = "run `elsapg up`, which sets PgBouncer and the passwords again"
 
 

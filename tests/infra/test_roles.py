@@ -11,10 +11,13 @@ UNLIMITED = -1
 ROLES = {
     "elsa_owner": (False, False, False, UNLIMITED, "none"),
     "elsa_user": (False, False, False, UNLIMITED, "none"),
+    "elsa_maintenance": (False, False, True, UNLIMITED, "none"),
+    "elsa_auditor": (False, False, False, UNLIMITED, "none"),
     "elsa_migrator": (True, False, False, 10, "scram-sha-256"),
     "elsa_app": (True, False, False, UNLIMITED, "scram-sha-256"),
     "elsa_worker": (True, False, False, UNLIMITED, "scram-sha-256"),
     "elsa_readonly": (True, False, False, UNLIMITED, "scram-sha-256"),
+    "elsa_host": (True, False, False, UNLIMITED, "scram-sha-256"),
     "elsa_admin": (True, False, False, UNLIMITED, "scram-sha-256"),
     "elsa_jobs": (True, False, False, UNLIMITED, "none"),
     "monitoring": (True, False, False, 10, "scram-sha-256"),
@@ -26,7 +29,10 @@ ROLES = {
 MEMBERSHIPS = {
     "elsa_migrator in elsa_owner",
     "elsa_app in elsa_user",
+    "elsa_maintenance in elsa_owner",
+    "elsa_host in elsa_user",
     "elsa_admin in elsa_user",
+    "elsa_admin in elsa_host",
     "monitoring in pg_monitor",
     "backup in pg_read_all_data",
     "backup in pg_read_all_settings",
@@ -39,7 +45,7 @@ CONNECT = {
     "elsa_workflows": APPLICATION | SERVICES,
     "elsa_runtime": APPLICATION | SERVICES,
 }
-TIMEOUTS = {"elsa_app", "elsa_worker", "elsa_readonly", "elsa_admin", "monitoring"}
+TIMEOUTS = {"elsa_app", "elsa_worker", "elsa_readonly", "elsa_host", "elsa_admin", "monitoring"}
 
 
 def test_only_postgres_is_superuser(facts: Facts, primary: str) -> None:

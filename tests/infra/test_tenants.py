@@ -48,12 +48,14 @@ def test_policies_compare_the_tenant(facts: Facts, database: str) -> None:
 
 
 def test_nobody_sees_all_but_administration(facts: Facts, database: str) -> None:
-    """The only policies besides are elsa_admin's."""
+    """The only policies besides are elsa_host's and, for reading, monitoring's."""
     none(
         (
-            f"{p['policy']} on {p['relation']} for {', '.join(p['roles'])}"
+            f"{p['policy']} on {p['relation']} for {', '.join(p['roles'])}, {p['cmd']}"
             for p in facts.database(database)["policies"]
-            if p["policy"] != "tenant_isolation" and p["roles"] != ["elsa_admin"]
+            if p["policy"] != "tenant_isolation"
+            and p["roles"] != ["elsa_host"]
+            and (p["roles"], p["cmd"]) != (["monitoring"], "SELECT")
         ),
         f"DROP POLICY it; {AGAIN}",
     )

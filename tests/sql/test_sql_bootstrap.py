@@ -56,7 +56,7 @@ def test_a_second_run_changes_nothing_and_says_so(server: Server) -> None:
 def test_an_edited_migration_is_refused_by_name_before_anything_is_applied(
     server: Server, sql_dir: Path
 ) -> None:
-    (sql_dir / "elsa_workflows" / "0002_new.sql").write_text("CREATE TABLE elsa_workflows.new ();")
+    (sql_dir / "elsa_workflows" / "9002_new.sql").write_text("CREATE TABLE elsa_workflows.new ();")
     (sql_dir / "cluster" / "099_new.sql").write_text(
         "-- elsapg: database=postgres\nCREATE SCHEMA never;"
     )
@@ -65,7 +65,7 @@ def test_an_edited_migration_is_refused_by_name_before_anything_is_applied(
     with pytest.raises(RefusedError, match=r"elsa_runtime/0001_distributed_locks\.sql was edited"):
         server.bootstrap(sql_dir)
     assert server.value("SELECT to_regnamespace('never') IS NULL")
-    assert len(ledger(server, "elsa_workflows")) == 1
+    assert "9002_new.sql" not in str(ledger(server, "elsa_workflows"))
 
 
 def test_a_missing_applied_file_is_refused(server: Server, sql_dir: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_missing_applied_file_is_refused(server: Server, sql_dir: Path) -> Non
 def test_a_failing_file_leaves_nothing_and_names_file_line_and_message(
     server: Server, sql_dir: Path, statement: str, line: int, says: str
 ) -> None:
-    (sql_dir / "elsa_runtime" / "0002_mid.sql").write_text(
+    (sql_dir / "elsa_runtime" / "9002_mid.sql").write_text(
         "-- mid\nCREATE TABLE elsa_runtime.mid (\n    id integer PRIMARY KEY\n);\n"
         + statement
         + "\nCREATE TABLE elsa_runtime.after ();\n"
@@ -94,7 +94,7 @@ def test_a_failing_file_leaves_nothing_and_names_file_line_and_message(
     with pytest.raises(SqlError) as caught:
         server.bootstrap(sql_dir)
     message = str(caught.value)
-    assert message.startswith(f"elsa_runtime/0002_mid.sql:{line}: in elsa_runtime: ")
+    assert message.startswith(f"elsa_runtime/9002_mid.sql:{line}: in elsa_runtime: ")
     assert says in message
     assert "Nothing of this file was kept" in message
     assert server.value("SELECT to_regclass('elsa_runtime.mid') IS NULL", database="elsa_runtime")
@@ -102,25 +102,25 @@ def test_a_failing_file_leaves_nothing_and_names_file_line_and_message(
 
 
 def test_a_deferred_constraint_fails_in_its_file(server: Server, sql_dir: Path) -> None:
-    (sql_dir / "elsa_runtime" / "0002_deferred.sql").write_text(
+    (sql_dir / "elsa_runtime" / "9002_deferred.sql").write_text(
         "CREATE TABLE elsa_runtime.d (\n    id integer UNIQUE DEFERRABLE INITIALLY DEFERRED\n);\n"
         "INSERT INTO elsa_runtime.d VALUES (1), (1);\n"
     )
-    with pytest.raises(SqlError, match=r"^elsa_runtime/0002_deferred\.sql:4: .*23505"):
+    with pytest.raises(SqlError, match=r"^elsa_runtime/9002_deferred\.sql:4: .*23505"):
         server.bootstrap(sql_dir)
 
 
 def test_migrations_run_as_the_owner_and_cannot_leak_settings(
     empty_server: Server, sql_dir: Path
 ) -> None:
-    (sql_dir / "elsa_runtime" / "0002_leak.sql").write_text("SET search_path = elsa_runtime;")
-    (sql_dir / "elsa_runtime" / "0003_next.sql").write_text("CREATE TABLE t (id integer);")
-    with pytest.raises(SqlError, match=r"0003_next\.sql:1: .*no schema has been selected"):
+    (sql_dir / "elsa_runtime" / "9002_leak.sql").write_text("SET search_path = elsa_runtime;")
+    (sql_dir / "elsa_runtime" / "9003_next.sql").write_text("CREATE TABLE t (id integer);")
+    with pytest.raises(SqlError, match=r"9003_next\.sql:1: .*no schema has been selected"):
         empty_server.bootstrap(sql_dir)
-    (sql_dir / "elsa_runtime" / "0003_next.sql").write_text(
+    (sql_dir / "elsa_runtime" / "9003_next.sql").write_text(
         "CREATE TABLE elsa_runtime.t (id integer);"
     )
-    assert empty_server.bootstrap(sql_dir).migrations["elsa_runtime"] == ["0003_next.sql"]
+    assert empty_server.bootstrap(sql_dir).migrations["elsa_runtime"] == ["9003_next.sql"]
     owners = empty_server.rows(
         "SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'elsa_runtime'",
         database="elsa_runtime",
@@ -157,7 +157,8 @@ def test_two_runs_at_once_apply_everything_once(empty_server: Server) -> None:
         thread.join()
     assert sorted(map(str, results)) == [
         "0 migrations applied, 0 passwords changed",
-        "2 migrations applied, 6 passwords changed",
+        f"{len(list(SQL_DIR.glob('elsa_*/*.sql')))} migrations applied, "
+        f"{len(PASSWORDS)} passwords changed",
     ]
     assert sum("holds the bootstrap lock; waiting" in line for line in lines) == 1
 

@@ -11,7 +11,15 @@ from sql_server import Server
 pytestmark = pytest.mark.docker
 
 DATABASES = ["postgres", "template1", "elsa_workflows", "elsa_runtime"]
-LOGINS = ["elsa_migrator", "elsa_app", "elsa_worker", "elsa_readonly", "elsa_admin", "monitoring"]
+LOGINS = [
+    "elsa_migrator",
+    "elsa_app",
+    "elsa_worker",
+    "elsa_readonly",
+    "elsa_host",
+    "elsa_admin",
+    "monitoring",
+]
 
 
 @pytest.mark.parametrize("database", DATABASES)
@@ -35,9 +43,9 @@ def test_the_applications_roles_do_not_reach_postgres(server: Server, role: str)
 
 def test_no_role_of_ours_is_a_superuser(server: Server) -> None:
     assert server.rows("SELECT rolname FROM pg_roles WHERE rolsuper") == [("postgres",)]
-    assert server.rows("SELECT rolname FROM pg_roles WHERE rolbypassrls AND NOT rolsuper") == [
-        ("backup",)
-    ]
+    assert server.rows(
+        "SELECT rolname, rolcanlogin FROM pg_roles WHERE rolbypassrls AND NOT rolsuper ORDER BY 1"
+    ) == [("backup", True), ("elsa_maintenance", False)]
     assert server.rows("SELECT rolname FROM pg_roles WHERE rolreplication AND NOT rolsuper") == [
         ("replicator",)
     ]
