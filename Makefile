@@ -61,6 +61,7 @@ lint: $(READY) ## Check style, types, imports, SQL and shell
 	@PYTHONPATH=. $(BIN)/lint-imports
 	@files=$$(find bootstrap_sql -name '*.sql'); \
 	  if [ -n "$$files" ]; then $(BIN)/sqlfluff lint -q --disable-progress-bar --dialect postgres $$files; fi
+	@$(BIN)/squawk bootstrap_sql/elsa_*/*.sql
 	@$(BIN)/shellcheck .ci/run tools/venv
 
 .PHONY: format

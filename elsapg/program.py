@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import secrets as random
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,12 @@ from elsapg.targets.docker.place import place as place_on_docker
 
 def program(stack: str, settings: Settings, _root: Path) -> None:
     """Register every resource of the stack. Runs inside a Pulumi program."""
+    if not settings.database.provisioned:
+        # To register nothing would be to ask for the removal of all that an earlier run made.
+        raise UsageError(
+            f"stack {stack!r} uses {settings.database.provider} (elsapg:database): nothing is "
+            f"there to deploy; `elsapg appsettings --stack {stack}` prints Elsa's settings"
+        )
     if settings.target != "docker":
         raise UsageError(
             f"target {settings.target!r} is not there yet: set elsapg:target to docker"
@@ -30,6 +37,13 @@ def program(stack: str, settings: Settings, _root: Path) -> None:
     access_key = _generated("s3-access-key", 15, keep)
     secret_key = _generated("s3-secret-key", 30, keep)
     cipher = _generated("repository-cipher", 48, keep)
+    # For applications, by way of `elsapg keys show`: no unit of the stack ever gets them.
+    keys = {
+        name: _stashed(
+            f"encryption-key-{name}", base64.b64encode(random.token_bytes(32)).decode(), keep
+        )
+        for name in settings.encryption.key_ids
+    }
     authority = CertificateAuthority(
         "ca",
         common_name=f"elsapg {stack}",
@@ -61,6 +75,10 @@ def program(stack: str, settings: Settings, _root: Path) -> None:
     ).apply(_secrets)
     place_on_docker(stack, settings, known)
     pulumi.export("passwords", pulumi.Output.secret(stashes))
+    pulumi.export(
+        "encryption_keys",
+        pulumi.Output.secret({"current": settings.encryption.key_ids[-1], "keys": keys}),
+    )
     pulumi.export("ca", authority.certificate)
     pulumi.export(
         "pools",
@@ -76,10 +94,15 @@ def program(stack: str, settings: Settings, _root: Path) -> None:
 
 
 def _generated(name: str, entropy: int, opts: pulumi.ResourceOptions) -> pulumi.Output[str]:
+    """A secret of so many random bytes, in characters that stand anywhere."""
+    return _stashed(name, random.token_urlsafe(entropy), opts)
+
+
+def _stashed(name: str, value: str, opts: pulumi.ResourceOptions) -> pulumi.Output[str]:
     """A secret made once: later runs offer another value, which `ignore_changes` drops."""
     stash = pulumi.Stash(
         name,
-        input=pulumi.Output.secret(random.token_urlsafe(entropy)),
+        input=pulumi.Output.secret(value),
         opts=pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(ignore_changes=["input"])),
     )
     return stash.output

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 NAMESPACE = "elsapg"
 
@@ -82,6 +82,9 @@ OWNED_PARAMETERS = frozenset(
         "max_slot_wal_keep_size",
         "max_wal_senders",
         "password_encryption",
+        # A log with parameters would hold the encryption keys.
+        "pgaudit.log_parameter",
+        "pgaudit.role",
         "port",
         "primary_conninfo",
         "primary_slot_name",
@@ -110,6 +113,70 @@ def _parameters(value: dict[str, str | int | float | bool]) -> dict[str, str | i
         if name in OWNED_PARAMETERS:
             raise ValueError(f"{name!r} belongs to the toolkit; remove it from parameters")
     return value
+
+
+class DatabaseSettings(_Model):
+    """Which database Elsa works with. The toolkit runs PostgreSQL; for the others it only names
+    what is elsewhere. Keys of a provider that is not chosen may stay: switching is one line.
+    """
+
+    provider: Literal["postgresql", "sqlite", "sqlserver"] = Field(
+        default="postgresql",
+        description="postgresql is provisioned; sqlite and sqlserver provision nothing.",
+    )
+    file: str = Field(
+        default="elsa.db",
+        pattern=r"^[^\x00-\x1f]{1,400}$",
+        description="sqlite: the file, absolute or relative to Elsa's content root.",
+    )
+    host: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,252}$",
+        description="sqlserver: the server's name or address.",
+    )
+    port: int = Field(default=1433, ge=1, le=65535, description="sqlserver: its port.")
+    database: str = Field(
+        default="elsa_workflows",
+        pattern=r"^[^\x00-\x1f]{1,128}$",
+        description="sqlserver: the database, which must exist.",
+    )
+    user: str | None = Field(
+        default=None,
+        pattern=r"^[^\x00-\x1f]{1,128}$",
+        description="sqlserver: the login. Its password is never in a stack's file.",
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        missing = [key for key in ("host", "user") if getattr(self, key) is None]
+        if self.provider == "sqlserver" and missing:
+            raise ValueError(f"provider sqlserver needs {' and '.join(missing)} as well; add them")
+        return self
+
+    @property
+    def provisioned(self) -> bool:
+        """Whether the toolkit runs this database."""
+        return self.provider == "postgresql"
+
+
+class RetentionSettings(_Model):
+    """How long data stays, and for how many months ahead there are partitions.
+
+    The jobs in the databases read these; the bootstrap writes them there.
+    """
+
+    instances_days: int = Field(
+        default=90, ge=1, le=3650, description="Until finished instances go to the archive, days."
+    )
+    archive_months: int = Field(
+        default=0, ge=0, le=1200, description="Until archived months are dropped; 0: never."
+    )
+    snapshots_hours: int = Field(
+        default=24, ge=1, le=720, description="Until execution snapshots are deleted, hours."
+    )
+    months_ahead: int = Field(
+        default=2, ge=1, le=24, description="Months beyond this one that have partitions."
+    )
 
 
 class PostgresSettings(_Model):
@@ -212,6 +279,26 @@ class ArchiveSettings(_Model):
     )
 
 
+def _key_ids(value: tuple[str, ...]) -> tuple[str, ...]:
+    for name in value:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,31}", name):
+            raise ValueError(f"{name!r} names no key: 1 to 32 of a-z, 0-9, '.', '_' and '-'")
+        if value.count(name) > 1:
+            raise ValueError(f"{name!r} is there twice; name each key once")
+    return value
+
+
+class EncryptionSettings(_Model):
+    """The keys for JSON values that applications encrypt in the database: docs/encryption.md."""
+
+    key_ids: Annotated[tuple[str, ...], AfterValidator(_key_ids)] = Field(
+        default=("k1",),
+        min_length=1,
+        max_length=16,
+        description="A key is made for each; all decrypt, the last one encrypts.",
+    )
+
+
 class TlsSettings(_Model):
     """The stack's own CA. `up` renews whatever expires within the renewal window."""
 
@@ -259,10 +346,13 @@ class Settings(_Model):
         default=True,
         description="Data volumes and secrets outlive `destroy` unless it is told --purge.",
     )
+    database: DatabaseSettings = DatabaseSettings()
     postgres: PostgresSettings = PostgresSettings()
     patroni: PatroniSettings = PatroniSettings()
     etcd: EtcdSettings = EtcdSettings()
     pooler: PoolerSettings = PoolerSettings()
     archive: ArchiveSettings = ArchiveSettings()
+    retention: RetentionSettings = RetentionSettings()
+    encryption: EncryptionSettings = EncryptionSettings()
     tls: TlsSettings = TlsSettings()
     docker: DockerSettings = DockerSettings()

@@ -19,6 +19,9 @@ CREATE TABLE IF NOT EXISTS elsapg.schema_migration (
 );
 REVOKE ALL ON TABLE elsapg.schema_migration FROM PUBLIC;
 GRANT SELECT ON TABLE elsapg.schema_migration TO monitoring, elsa_admin;
+-- Migrations record themselves as the owner that runs them. No UPDATE, no DELETE: what was applied
+-- stays on record.
+GRANT SELECT, INSERT ON TABLE elsapg.schema_migration TO elsa_owner;
 
 COMMENT ON SCHEMA elsapg IS
 'The toolkit''s own bookkeeping.';

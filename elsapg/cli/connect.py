@@ -53,16 +53,34 @@ def uri(
     print(connect.FORMATS[format_](found))
 
 
-def appsettings(stack: Stack = DEFAULT_STACK) -> None:
+def appsettings(
+    stack: Stack = DEFAULT_STACK,
+    environment: Annotated[
+        str, typer.Option("--environment", "-e", help="production or development.")
+    ] = "production",
+) -> None:
     """Print Elsa's appsettings.json: pooled, migrator's and locks' connection strings.
 
-    Example:
+    Development adds Include Error Detail: exceptions then quote the values of rows, which is why
+    production has it not. For an SQL Server elsewhere (elsapg:database) the password is read from
+    ELSAPG_DATABASE_PASSWORD.
+
+    Examples:
 
         elsapg appsettings > appsettings.Production.json
-    """
-    from elsapg.services import connect  # noqa: PLC0415
 
-    print(connect.appsettings(deployment(stack)))
+        elsapg appsettings -e development > appsettings.Development.json
+    """
+    from elsapg import stackfile  # noqa: PLC0415
+    from elsapg.services import connect  # noqa: PLC0415
+    from elsapg.services.places import find_root  # noqa: PLC0415
+
+    _one_of("--environment", environment, ("production", "development"))
+    database = stackfile.read(find_root(), stack).database
+    if database.provisioned:
+        print(connect.appsettings(deployment(stack), environment))  # type: ignore[arg-type]
+    else:
+        print(connect.appsettings_elsewhere(database, environment))  # type: ignore[arg-type]
 
 
 def psql(

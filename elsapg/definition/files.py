@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,8 +157,17 @@ def _runner(_name: str, settings: Settings, secrets: Secrets) -> tuple[File, ...
     return _select(BACKUP, {"pgbackrest.conf"}, settings, secrets)
 
 
-def _select(client: str, paths: set[str], settings: Settings, secrets: Secrets) -> tuple[File, ...]:
-    """Of what the runner image's commands read: runner.json, `paths`, and one client's keys."""
+def _select(
+    client: str,
+    paths: set[str],
+    settings: Settings,
+    secrets: Secrets,
+    more: Mapping[str, Any] | None = None,
+) -> tuple[File, ...]:
+    """Of what the runner image's commands read: runner.json, `paths`, and one client's keys.
+
+    `more` goes into runner.json: what this command alone reads, so that no other runs again for it.
+    """
     tls = f"{t.CONFIG_DIR}/tls"
     config = {
         "nodes": list(t.node_names(settings)),
@@ -175,6 +185,7 @@ def _select(client: str, paths: set[str], settings: Settings, secrets: Secrets) 
             "full": settings.archive.full_schedule,
             "incr": settings.archive.incremental_schedule,
         },
+        **(more or {}),
     }
     files = (
         File("runner.json", json.dumps(config, indent=2)),
@@ -190,9 +201,10 @@ def _select(client: str, paths: set[str], settings: Settings, secrets: Secrets) 
 
 def task_files(task: str, settings: Settings, secrets: Secrets) -> tuple[File, ...]:
     """A task gets only the files that it reads, so that it runs again only when they change."""
-    client, paths = {
-        "configure": (SUPERUSER, {"dynamic.json"}),
-        "bootstrap": (SUPERUSER, {"roles.json"}),
-        "first-backup": (BACKUP, {"pgbackrest.conf"}),
+    client, paths, more = {
+        "configure": (SUPERUSER, {"dynamic.json"}, None),
+        # For elsapg.setting, which the databases' own jobs read.
+        "bootstrap": (SUPERUSER, {"roles.json"}, {"settings": settings.retention.model_dump()}),
+        "first-backup": (BACKUP, {"pgbackrest.conf"}, None),
     }[task]
-    return _select(client, paths, settings, secrets)
+    return _select(client, paths, settings, secrets, more)

@@ -94,8 +94,14 @@ def parameters(settings: Settings) -> dict[str, Parameter]:
         "cron.timezone": "UTC",
         "cron.max_running_jobs": 8,
         "max_worker_processes": 24,
+        # audit (S1-66): policies are DDL; writes that elsa_auditor is granted (users, tenants) are
+        # logged whoever makes them.
         "pgaudit.log": "ddl,role",
+        "pgaudit.role": "elsa_auditor",
         "pgaudit.log_catalog": False,
+        # A statement's text once, also when it runs others; never its parameters.
+        "pgaudit.log_statement_once": True,
+        "pgaudit.log_parameter": False,
         "pg_stat_statements.track_utility": False,
         # access
         "password_encryption": "scram-sha-256",

@@ -1,40 +1,41 @@
-"""Applies `bootstrap_sql` to the primary: cluster files, passwords, the numbered migrations, and
-the cluster files that need the migrations' tables.
+"""Applies `bootstrap_sql` to the primary: cluster files, the stack's data settings, passwords, the
+numbered migrations, and the cluster files that need the migrations' tables.
 
 Runs in the runner's container as the superuser, by client certificate. Everything is checked
-before anything is applied, under an advisory lock, so two runs at once are safe; a run that
-finds nothing to do changes nothing and says so.
+before anything is applied, under an advisory lock in each database, so two runs at once are safe;
+a run that finds nothing to do changes nothing and says so.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psycopg
 from psycopg import sql
-from psycopg.errors import Diagnostic
 
-from elsapg.errors import DeploymentError, ElsapgError, LockedError, UsageError
+from elsapg.errors import DeploymentError, ElsapgError, UsageError
 from elsapg.runner import scram
-from elsapg.runner.sqlfile import (
-    POSTGRES,
-    ClusterFile,
-    Migration,
-    SqlTree,
-    Statement,
-    read_tree,
+from elsapg.runner.migrations import (
+    SqlError,
+    Step,
+    apply_patiently,
+    examine,
+    explained,
+    pending,
+    read_ledger,
+    refuse,
+    run_statements,
 )
+from elsapg.runner.sessions import Connect, Connection, Log, Sessions
+from elsapg.runner.sqlfile import DATABASES, POSTGRES, ClusterFile, SqlTree, Statement, read_tree
 
 CONFIG_PATH = Path("/etc/elsapg/runner.json")
-OWNER = "elsa_owner"
 PASSWORD_ROLES = (
     "elsa_migrator",
     "elsa_app",
@@ -44,54 +45,10 @@ PASSWORD_ROLES = (
     "elsa_admin",
     "monitoring",
 )
-
-# Any constant will do, as long as nothing else uses it: "elsapg" in ASCII.
-LOCK_KEY = 0x656C73617067
-
-# What every file finds, whatever the server, the role or the environment was told. An empty
-# search_path makes each file name schemas, so that nothing lands in `public` by accident.
-SESSION = {
-    "search_path": "",
-    "client_min_messages": "warning",
-    "timezone": "UTC",
-    "datestyle": "ISO, YMD",
-    "standard_conforming_strings": "on",
-    "check_function_bodies": "on",
-    "row_security": "on",
-    "default_transaction_read_only": "off",
-    "default_transaction_isolation": "read committed",
-    "statement_timeout": "0",
-    "lock_timeout": "10s",
-    "idle_in_transaction_session_timeout": "0",
-    "idle_session_timeout": "0",
-}
+# The rows of elsapg.setting, whole numbers that the stack's file gives.
+SETTINGS = ("instances_days", "archive_months", "snapshots_hours", "months_ahead")
+_LARGEST_SETTING = 2**31 - 1
 _SYNCHRONOUS_COMMIT = ("on", "off", "local", "remote_write", "remote_apply")
-
-Connection = psycopg.Connection[Any]
-Connect = Callable[[str], Connection]
-Log = Callable[[str], None]
-
-
-class NoPrimaryError(DeploymentError):
-    """The primary could not be reached, or stayed in recovery."""
-
-
-class RefusedError(DeploymentError):
-    """What was applied before and what is in the files do not fit; nothing was applied."""
-
-
-class SqlError(DeploymentError):
-    """A statement of a file failed; the message names file, line and what the server said."""
-
-
-@dataclass(frozen=True)
-class Applied:
-    """One row of `elsapg.schema_migration`."""
-
-    version: int
-    name: str
-    sha256: str
-    applied_at: str
 
 
 @dataclass
@@ -101,16 +58,22 @@ class Result:
     cluster_files: int = 0
     migrations: dict[str, list[str]] = field(default_factory=dict)
     passwords_changed: list[str] = field(default_factory=list)
+    settings_changed: list[str] = field(default_factory=list)
 
     @property
     def changed(self) -> bool:
-        """Whether a migration was applied or a password changed."""
-        return bool(self.passwords_changed or any(self.migrations.values()))
+        """Whether a migration was applied, or a password or a setting changed."""
+        return bool(
+            self.passwords_changed or self.settings_changed or any(self.migrations.values())
+        )
 
     def __str__(self) -> str:
         applied = sum(map(len, self.migrations.values()))
-        changed = len(self.passwords_changed)
-        return f"{_count(applied, 'migration')} applied, {_count(changed, 'password')} changed"
+        return (
+            f"{_count(applied, 'migration')} applied,"
+            f" {_count(len(self.passwords_changed), 'password')} changed,"
+            f" {_count(len(self.settings_changed), 'setting')} changed"
+        )
 
 
 def bootstrap(
@@ -119,6 +82,7 @@ def bootstrap(
     passwords: Mapping[str, str],
     log: Log,
     *,
+    settings: Mapping[str, int] | None = None,
     expect_primary: bool = True,
     synchronous_commit: str | None = None,
     connect_timeout: float = 60,
@@ -126,223 +90,87 @@ def bootstrap(
 ) -> Result:
     """Bring the server to what `sql_dir` says. `connect` takes a database's name.
 
-    Timeouts are in seconds: how long to wait for a primary, and for another run to end.
+    `settings` are rows of `elsapg.setting`; those not given stay as they are. Timeouts are in
+    seconds: how long to wait for a primary, and for another run to end.
     """
     check_passwords(passwords)
+    check_settings(settings or {})
     tree = read_tree(sql_dir)
-
-    @contextmanager
-    def opened(database: str) -> Iterator[Connection]:
-        connection = _connect(connect, database, log, expect_primary, connect_timeout)
-        try:
-            _prepare_session(connection, synchronous_commit)
-            yield connection
-        finally:
-            connection.close()
-
-    with opened(POSTGRES) as holder:
-        _take_lock(holder, log, lock_timeout)
-        present = _databases(holder)
-        ledgers: dict[str, list[Applied]] = {}
-        for database in tree.migrations:
-            ledgers[database] = []
-            if database in present:
-                with opened(database) as connection:
-                    ledgers[database] = read_ledger(connection)
-        refuse(tree, ledgers)
-
+    session = {} if synchronous_commit is None else {"synchronous_commit": synchronous_commit}
+    with Sessions(
+        connect,
+        log,
+        session,
+        connect_timeout=connect_timeout,
+        lock_timeout=lock_timeout,
+        expect_primary=expect_primary,
+    ) as sessions:
+        steps = _examine(sessions, tree)
+        refuse(steps)
         result = Result()
-
-        def run_cluster(after_migrations: bool) -> None:
-            files = [f for f in tree.cluster if f.after_migrations is after_migrations]
-            for file in files:
-                for database in file.databases:
-                    with opened(database) as connection:
-                        run_cluster_file(connection, file, database)
-            result.cluster_files += len(files)
-            when = "after the migrations" if after_migrations else "before the migrations"
-            log(f"cluster: {_count(len(files), 'file')} run {when}, safe to run again")
-
-        run_cluster(after_migrations=False)
-        result.passwords_changed = set_passwords(holder, passwords)
+        _run_cluster(sessions, tree, result, log, after_migrations=False)
+        result.settings_changed = _write_settings(sessions, settings or {}, log)
+        result.passwords_changed = set_passwords(sessions.get(POSTGRES), passwords)
         log(f"passwords: changed {', '.join(result.passwords_changed) or 'none'}")
-        for database, migrations in tree.migrations.items():
-            done = {applied.version for applied in ledgers[database]}
-            pending = [migration for migration in migrations if migration.version not in done]
-            result.migrations[database] = []
-            with opened(database) as connection:
-                for migration in pending:
-                    # A file's own SET outlives its transaction; the next must not depend on it.
-                    _prepare_session(connection, synchronous_commit)
-                    duration_ms = apply_migration(connection, migration, database)
-                    result.migrations[database].append(migration.name)
-                    log(f"{database}: applied {migration.name} ({duration_ms} ms)")
-            log(f"{database}: {_count(len(pending), 'migration')} applied, {len(done)} before")
-        run_cluster(after_migrations=True)
+        for database in tree.migrations:
+            result.migrations[database] = _migrate(sessions, database, steps[database], log)
+        _run_cluster(sessions, tree, result, log, after_migrations=True)
     return result
 
 
-# --- connections -------------------------------------------------------------------------------
+def _examine(sessions: Sessions, tree: SqlTree) -> dict[str, list[Step]]:
+    rows = sessions.get(POSTGRES).execute("SELECT d.datname FROM pg_catalog.pg_database AS d")
+    present = {str(row[0]) for row in rows.fetchall()}
+    steps: dict[str, list[Step]] = {}
+    for database, files in tree.migrations.items():
+        ledger = read_ledger(sessions.get(database)) if database in present else []
+        steps[database] = examine(database, files, ledger)
+    return steps
 
 
-def _connect(
-    connect: Connect, database: str, log: Log, expect_primary: bool, timeout: float
-) -> Connection:
-    """Connect, waiting while the server starts, is promoted, or fails over."""
-    deadline = time.monotonic() + timeout
-    told = ""
-    while True:
-        try:
-            connection = connect(database)
-            try:
-                row = connection.execute("SELECT pg_catalog.pg_is_in_recovery()").fetchone()
-                connection.rollback()
-                connection.autocommit = True
-                if not expect_primary or row == (False,):
-                    return connection
-                connection.close()
-                reason = "it is a standby (in recovery)"
-            except BaseException:
-                connection.close()
-                raise
-        except psycopg.OperationalError as error:
-            reason = " ".join(str(error).split())
-        if time.monotonic() >= deadline:
-            raise NoPrimaryError(
-                f"no primary for database {database} within {timeout:g} s: {reason}"
-            )
-        if reason != told:
-            log(f"waiting for the primary: {reason}")
-            told = reason
-        time.sleep(0.5)
+def _run_cluster(
+    sessions: Sessions, tree: SqlTree, result: Result, log: Log, *, after_migrations: bool
+) -> None:
+    files = [file for file in tree.cluster if file.after_migrations is after_migrations]
+    for file in files:
+        for database in file.databases:
+            run_cluster_file(sessions.get(database), file, database)
+    result.cluster_files += len(files)
+    when = "after the migrations" if after_migrations else "before the migrations"
+    log(f"cluster: {_count(len(files), 'file')} run {when}, safe to run again")
 
 
-def _prepare_session(connection: Connection, synchronous_commit: str | None) -> None:
-    settings = dict(SESSION)
-    if synchronous_commit is not None:
-        settings["synchronous_commit"] = synchronous_commit
-    connection.execute("RESET ROLE")
-    for name, value in settings.items():
-        connection.execute("SELECT pg_catalog.set_config(%s, %s, false)", (name, value))
-
-
-def _take_lock(connection: Connection, log: Log, timeout: float) -> None:
-    """Hold the session lock on `postgres` until the connection closes; wait for another run."""
-    deadline = time.monotonic() + timeout
-    told = False
-    while True:
-        row = connection.execute(
-            "SELECT pg_catalog.pg_try_advisory_lock(%s)", (LOCK_KEY,)
-        ).fetchone()
-        if row == (True,):
-            return
-        holder = connection.execute(
-            "SELECT a.pid, a.application_name, a.client_addr::pg_catalog.text"
-            " FROM pg_catalog.pg_locks AS l JOIN pg_catalog.pg_stat_activity AS a USING (pid)"
-            " WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1"
-            " AND (l.classid::pg_catalog.int8 << 32 | l.objid::pg_catalog.int8) = %s",
-            (LOCK_KEY,),
-        ).fetchone()
-        if holder is None:
-            who = "another run"
-        else:
-            who = f"another run (server process {holder[0]}, from {holder[2] or 'a local socket'})"
-        if time.monotonic() >= deadline:
-            raise LockedError(
-                f"{who} still holds the bootstrap lock after {timeout:g} s; wait for it to end, or"
-                " end it, and run the bootstrap again (nothing was applied)"
-            )
-        if not told:
-            log(f"{who} holds the bootstrap lock; waiting up to {timeout:g} s")
-            told = True
-        time.sleep(min(0.5, max(timeout, 0.01)))
-
-
-def _databases(connection: Connection) -> set[str]:
-    rows = connection.execute("SELECT d.datname FROM pg_catalog.pg_database AS d").fetchall()
-    return {str(row[0]) for row in rows}
-
-
-# --- what was applied before -------------------------------------------------------------------
-
-
-def read_ledger(connection: Connection) -> list[Applied]:
-    """The rows of `elsapg.schema_migration`, none if there is no such table yet."""
-    exists = connection.execute(
-        "SELECT pg_catalog.to_regclass('elsapg.schema_migration') IS NOT NULL"
-    ).fetchone()
-    if exists != (True,):
-        return []
-    rows = connection.execute(
-        "SELECT m.version, m.name, m.sha256,"
-        " pg_catalog.to_char(m.applied_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI')"
-        " FROM elsapg.schema_migration AS m ORDER BY m.version"
-    ).fetchall()
-    return [Applied(*row) for row in rows]
-
-
-def refuse(tree: SqlTree, ledgers: Mapping[str, list[Applied]]) -> None:
-    """Raise, naming every file, if what was applied and what is there do not fit."""
-    problems: list[str] = []
-    for database, applied in ledgers.items():
-        problems += find_problems(database, tree.migrations[database], applied)
-    if problems:
-        lines = "\n".join(f"  {problem}" for problem in problems)
-        raise RefusedError(f"bootstrap refused; nothing was applied:\n{lines}")
-
-
-def find_problems(
-    database: str, migrations: tuple[Migration, ...], applied: list[Applied]
-) -> list[str]:
-    """Why these files may not be applied to a database with that history; empty if they may."""
-    problems: list[str] = []
-    files = {migration.version: migration for migration in migrations}
-    newest = max((row.version for row in applied), default=0)
-    following = max([newest, *files]) + 1
-    for row in applied:
-        file = files.get(row.version)
-        was = f"{database}/{row.name}"
-        if file is None:
-            problems.append(
-                f"{was} was applied on {row.applied_at} UTC but is missing; restore the file from"
-                " Git, or run the release that has it"
-            )
-        elif file.name != row.name:
-            problems.append(
-                f"{file.label} was applied as {row.name} on {row.applied_at} UTC; give the file its"
-                " old name"
-            )
-        elif file.sha256 != row.sha256:
-            problems.append(
-                f"{was} was edited after it was applied on {row.applied_at} UTC (sha256"
-                f" {row.sha256[:12]} then, {file.sha256[:12]} now); restore it from Git and put the"
-                f" change into a new file {following:04d}_….sql"
-            )
-    done = {row.version for row in applied}
-    problems += [
-        f"{migration.label} is new but numbered below {newest:04d}, which was applied already;"
-        f" renumber it to {following:04d} or above"
-        for migration in migrations
-        if migration.version not in done and migration.version < newest
-    ]
-    return problems
-
-
-# --- running files -----------------------------------------------------------------------------
+def _migrate(sessions: Sessions, database: str, steps: list[Step], log: Log) -> list[str]:
+    files = pending(steps)
+    for file in files:
+        apply_patiently(sessions, database, file, log)
+    before = len(steps) - len(files)
+    log(f"{database}: {_count(len(files), 'migration')} applied, {before} before")
+    return [file.name for file in files]
 
 
 def run_cluster_file(connection: Connection, file: ClusterFile, database: str) -> None:
     """Run one cluster file in one database, unless its own query says that it is done."""
     if file.unless is not None:
         query = Statement(file.unless, 1, ())
-        with _explained(file.label, database, query, "Nothing of this file was run."):
+        with explained(file.label, database, query, "Nothing of this file was run."):
             if connection.execute(file.unless.encode()).fetchone() is not None:
                 return
     if file.transaction:
+        try:
+            # All at once, without waiting for each answer: hundreds of them add up.
+            with connection.transaction(), connection.pipeline():
+                for statement in file.statements:
+                    connection.execute(statement.text.encode())
+            return
+        except psycopg.Error:
+            # Whose error it was is not told. Nothing was kept: once more, one by one, which names
+            # the line.
+            pass
         with connection.transaction():
-            _run(connection, file.label, database, file.statements)
+            run_statements(connection, file.label, database, file.statements)
     else:
-        _run(
+        run_statements(
             connection,
             file.label,
             database,
@@ -351,83 +179,39 @@ def run_cluster_file(connection: Connection, file: ClusterFile, database: str) -
         )
 
 
-def apply_migration(connection: Connection, migration: Migration, database: str) -> int:
-    """Apply one migration and record it, in one transaction; returns the duration in ms."""
-    started = time.monotonic()
-    with connection.transaction():
-        connection.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(OWNER)))
-        _run(connection, migration.label, database, migration.statements)
-        # Deferred constraints would fail at COMMIT, when no line could be named.
-        last = migration.statements[-1] if migration.statements else Statement("", 1, ())
-        with _explained(migration.label, database, last, _NOTHING_KEPT):
-            connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
-        connection.execute("RESET ROLE")
-        duration_ms = round((time.monotonic() - started) * 1000)
-        connection.execute(
-            "INSERT INTO elsapg.schema_migration"
-            " (version, name, sha256, applied_by, duration_ms)"
-            " VALUES (%s, %s, %s, session_user, %s)",
-            (migration.version, migration.name, migration.sha256, duration_ms),
-        )
-    return duration_ms
+# --- the stack's data settings -----------------------------------------------------------------
 
 
-# Of DETAIL or CONTEXT: enough to see where, not a page of a recursion's stack.
-_MOST_LINES = 8
-_NOTHING_KEPT = "Nothing of this file was kept."
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse an unknown name, and a value that is no whole number from 0."""
+    for name, value in settings.items():
+        if name not in SETTINGS:
+            raise UsageError(f"no data setting is called {name}; there are {', '.join(SETTINGS)}")
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not (whole and 0 <= value <= _LARGEST_SETTING):
+            raise UsageError(
+                f"data setting {name} = {value!r}: must be a whole number from 0 to"
+                f" {_LARGEST_SETTING}"
+            )
 
 
-def _run(
-    connection: Connection,
-    label: str,
-    database: str,
-    statements: tuple[Statement, ...],
-    kept: str = _NOTHING_KEPT,
-) -> None:
-    for statement in statements:
-        with _explained(label, database, statement, kept):
-            connection.execute(statement.text.encode())
-
-
-@contextmanager
-def _explained(label: str, database: str, statement: Statement, kept: str) -> Iterator[None]:
-    try:
-        yield
-    except psycopg.Error as error:
-        raise SqlError(describe(label, database, statement, error, kept)) from error
-
-
-def describe(
-    label: str, database: str, statement: Statement, error: psycopg.Error, kept: str
-) -> str:
-    """`file:line: in database: message (SQLSTATE)`, then the server's details, one a line."""
-    diag = error.diag
-    message = diag.message_primary or " ".join(str(error).split()) or type(error).__name__
-    state = f" ({diag.sqlstate})" if diag.sqlstate else ""
-    lines = [f"{label}:{line_of(statement, diag)}: in {database}: {message}{state}"]
-    for title, text in (
-        ("DETAIL", diag.message_detail),
-        ("HINT", diag.message_hint),
-        ("CONTEXT", diag.context),
-    ):
-        if text:
-            said = text.splitlines()
-            if len(said) > _MOST_LINES:
-                said = [*said[:_MOST_LINES], f"… and {len(said) - _MOST_LINES} more lines"]
-            lines.append(f"  {title}: " + "\n    ".join(said))
-    lines.append(f"  {kept}")
-    return "\n".join(lines)
-
-
-def line_of(statement: Statement, diag: Diagnostic) -> int:
-    """The file's line: the server's position, else the line of a DO block, else the statement."""
-    if diag.statement_position:
-        return statement.line_at(int(diag.statement_position))
-    if statement.words[:1] == ("do",):
-        block = re.search(r"inline_code_block line ([0-9]+)", diag.context or "")
-        if block:
-            return statement.body_line(int(block.group(1)))
-    return statement.line
+def _write_settings(sessions: Sessions, settings: Mapping[str, int], log: Log) -> list[str]:
+    """Write the rows that differ, in every database; returns their names."""
+    changed: dict[str, None] = {}
+    for database in DATABASES if settings else ():
+        connection = sessions.get(database)
+        rows = connection.execute("SELECT s.name, s.value FROM elsapg.setting AS s").fetchall()
+        stored: dict[str, int] = dict(rows)
+        for name, value in settings.items():
+            if stored.get(name) != value:
+                connection.execute(
+                    "INSERT INTO elsapg.setting (name, value) VALUES (%s, %s)"
+                    " ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+                    (name, value),
+                )
+                log(f"{database}: setting {name} = {value}, was {stored.get(name, 'missing')}")
+                changed[name] = None
+    return list(changed)
 
 
 # --- passwords ---------------------------------------------------------------------------------
@@ -511,6 +295,9 @@ def main(config_path: Path = CONFIG_PATH) -> int:
             }
             sql_dir = Path(config["sql_dir"])
             passwords = _read_json(Path(config["passwords_file"]))
+            settings = config.get("settings", {})
+            if not isinstance(settings, dict):
+                raise UsageError(f"{config_path}: settings must be a JSON object")
         except (KeyError, TypeError) as error:
             raise UsageError(f"{config_path} lacks or misspells {error}") from None
         synchronous_commit = config.get("synchronous_commit")
@@ -524,6 +311,7 @@ def main(config_path: Path = CONFIG_PATH) -> int:
             sql_dir,
             passwords,
             _say,
+            settings=settings,
             synchronous_commit=synchronous_commit,
         )
     except ElsapgError as error:

@@ -22,6 +22,8 @@ CLUSTER = "cluster"
 
 _MIGRATION_NAME = re.compile(r"(?P<version>[0-9]{4})_[a-z0-9][a-z0-9_]*\.sql")
 _DIRECTIVE = re.compile(r"-- elsapg: (?P<key>[a-z]+)=(?P<value>.+)")
+_UNDER_LOAD = re.compile(r"-- Under load:\s*(?P<said>\S.*)")
+_COMMENT_LINE = re.compile(r"--\s*(?P<said>\S.*)")
 _DIRECTIVE_LIKE = re.compile(r"\s*--\s*elsapg\s*:", re.IGNORECASE)
 
 # One token of the lexer that `split` needs; the order matters.
@@ -54,6 +56,13 @@ _CALLED = {
 _COMMENT = re.compile(r"/\*|\*/")
 _TRANSACTION_WORDS = frozenset({"abort", "begin", "commit", "end", "rollback", "start"})
 _ROUTINES = frozenset({"function", "procedure"})
+
+# What a migration outside a transaction may hold, and the index that it is about.
+_NAME = r'(?:(?:"[^"]+"|\w+)\.)?(?P<name>"[^"]+"|\w+)'
+_DROP_INDEX = re.compile(rf"DROP\s+INDEX\s+CONCURRENTLY\s+IF\s+EXISTS\s+{_NAME}", re.IGNORECASE)
+_CREATE_INDEX = re.compile(
+    rf"CREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+(?!IF\b){_NAME}\s+ON\b", re.IGNORECASE
+)
 
 
 class SqlFileError(DeploymentError):
@@ -101,9 +110,12 @@ class ClusterFile(SqlFile):
 
 @dataclass(frozen=True)
 class Migration(SqlFile):
-    """A numbered file: applied once."""
+    """A numbered file: applied once. `under_load` is what it says after those words, or ""."""
 
     version: int
+    text: str
+    under_load: str
+    transaction: bool = True
 
 
 @dataclass(frozen=True)
@@ -214,7 +226,7 @@ def _read(path: Path, label: str) -> tuple[str, str]:
 
 
 def _directives(text: str, label: str) -> dict[str, str]:
-    """The `-- elsapg: key=value` lines at the top of a cluster file."""
+    """The `-- elsapg: key=value` lines at the top of a file."""
     found: dict[str, str] = {}
     at_top = True
     for number, line in enumerate(text.split("\n"), start=1):
@@ -228,7 +240,7 @@ def _directives(text: str, label: str) -> dict[str, str]:
         if _DIRECTIVE_LIKE.match(line):
             raise SqlFileError(
                 f"{label}:{number}: a directive is a line '-- elsapg: key=value' above everything "
-                "else in a cluster file"
+                "else in the file"
             )
     return found
 
@@ -278,11 +290,75 @@ def migration(path: Path, label: str) -> Migration:
             f"{label}: a migration is called NNNN_what_it_does.sql, in lower case; rename it"
         )
     text, sha256 = _read(path, label)
-    if _directives(text, label):
-        raise SqlFileError(f"{label}: directives are for cluster files; remove them")
+    return parse_migration(label, path.name, int(name["version"]), text, sha256)
+
+
+def parse_migration(label: str, name: str, version: int, text: str, sha256: str) -> Migration:
+    """A numbered file's text, checked."""
+    given = _directives(text, label)
+    if given not in ({}, {"transaction": "off"}):
+        raise SqlFileError(
+            f"{label}: a migration may say '-- elsapg: transaction=off' and nothing else of that"
+            " kind; the other directives are for cluster files"
+        )
     statements = split(text, label)
-    _refuse_transaction_control(statements, label)
-    return Migration(label, path.name, sha256, statements, int(name["version"]))
+    if given:
+        _refuse_what_cannot_run_again(statements, label)
+    else:
+        _refuse_transaction_control(statements, label)
+        _refuse_concurrently(statements, label)
+    return Migration(
+        label, name, sha256, statements, version, text, _under_load(text), transaction=not given
+    )
+
+
+def _under_load(text: str) -> str:
+    """What the first comment says after "Under load:", up to its first empty line."""
+    lines = itertools.dropwhile(lambda line: _DIRECTIVE.fullmatch(line.rstrip()), text.split("\n"))
+    opening = _UNDER_LOAD.match(next(lines, ""))
+    if opening is None:
+        return ""
+    words = [opening["said"]]
+    for line in lines:
+        more = _COMMENT_LINE.fullmatch(line)
+        if more is None:
+            break
+        words.append(more["said"])
+    return " ".join(" ".join(words).split())
+
+
+def _refuse_concurrently(statements: tuple[Statement, ...], label: str) -> None:
+    for statement in statements:
+        if statement.words[1:2] != ("materialized",) and "concurrently" in statement.words[:4]:
+            raise SqlFileError(
+                f"{label}:{statement.line}: CONCURRENTLY does not work in a transaction; put it"
+                " into a file of its own that begins with '-- elsapg: transaction=off'"
+            )
+
+
+def _refuse_what_cannot_run_again(statements: tuple[Statement, ...], label: str) -> None:
+    """Outside a transaction an interrupted run leaves a part of the file done, and begins anew.
+
+    CREATE INDEX CONCURRENTLY, interrupted, leaves an invalid index: it has to be dropped first,
+    and IF NOT EXISTS would take it for the finished one.
+    """
+    dropped: set[str] = set()
+    for statement in statements:
+        drop, create = _DROP_INDEX.match(statement.text), _CREATE_INDEX.match(statement.text)
+        if drop:
+            dropped.add(drop["name"])
+        elif create and create["name"] not in dropped:
+            raise SqlFileError(
+                f"{label}:{statement.line}: put DROP INDEX CONCURRENTLY IF EXISTS … above it: an"
+                f" interrupted run leaves {create['name']} behind, invalid"
+            )
+        elif not create and statement.words[:2] != ("comment", "on"):
+            raise SqlFileError(
+                f"{label}:{statement.line}: a migration outside a transaction must be one that can"
+                " be run again after any statement: DROP INDEX CONCURRENTLY IF EXISTS, CREATE INDEX"
+                " CONCURRENTLY without IF NOT EXISTS, and COMMENT ON; put the rest into a file of"
+                " its own"
+            )
 
 
 def _refuse_transaction_control(statements: tuple[Statement, ...], label: str) -> None:

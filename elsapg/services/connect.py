@@ -1,9 +1,15 @@
-"""How people and applications reach a stack: URIs, Elsa's settings, a psql session."""
+"""How people and applications reach a stack: URIs, Elsa's settings, a psql session.
+
+Also for a stack whose database is elsewhere (`database.provider`): Elsa's settings have the same
+names whichever database it is, so that switching is one line and no code.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,9 +20,12 @@ from elsapg.definition.secrets import PASSWORD_ROLES
 from elsapg.errors import UsageError
 from elsapg.services.deployment import Deployment
 from elsapg.services.places import write_private
+from elsapg.settings import DatabaseSettings
 
 Via = Literal["pool", "session", "readonly", "direct"]
 Format = Literal["libpq", "npgsql", "env"]
+Environment = Literal["development", "production"]
+FROM_ENVIRONMENT = "ELSAPG_DATABASE_PASSWORD"
 
 # The door decides the database's name at PgBouncer.
 _SUFFIX: dict[Via, str] = {"pool": "", "session": "_session", "readonly": "_readonly", "direct": ""}
@@ -84,8 +93,13 @@ def libpq(c: Connection) -> str:
     )
 
 
-def npgsql(c: Connection) -> str:
-    """A connection string for Npgsql (Elsa), after its manual's page on PgBouncer."""
+def npgsql(c: Connection, *, detail: bool = False) -> str:
+    """A connection string for Npgsql (Elsa), after its manual's page on PgBouncer.
+
+    `detail`: exceptions carry the server's DETAIL, which quotes values of rows. Neither Options nor
+    Search Path may stand here: PgBouncer refuses them at login. Nor may Target Session Attributes:
+    each PgBouncer leads to the primary, and Npgsql's data sources refuse it beside several hosts.
+    """
     words = {
         "Host": ",".join(f"{host}:{port}" for host, port in c.addresses),
         "Database": c.database,
@@ -94,13 +108,26 @@ def npgsql(c: Connection) -> str:
         "SSL Mode": "VerifyFull",
         "Root Certificate": str(c.ca_file),
     }
+    if len(c.addresses) > 1:
+        # Otherwise the second PgBouncer, with its half of the server connections, would idle.
+        words |= {"Load Balance Hosts": "true"}
     if c.via in ("pool", "readonly"):
         # DISCARD ALL has no use in transaction mode; PgBouncer tracks prepared statements.
         words |= {"No Reset On Close": "true"}
-    return ";".join(f"{key}={_npgsql_value(value)}" for key, value in words.items())
+    else:
+        # A pooled connection that idles would hold one of the few server connections of this door.
+        words |= {"Pooling": "false"}
+    if detail:
+        words |= {"Include Error Detail": "true"}
+    return _joined(words)
 
 
-def _npgsql_value(value: str) -> str:
+def _joined(words: Mapping[str, str]) -> str:
+    """A connection string as .NET's DbConnectionStringBuilder reads it."""
+    return ";".join(f"{key}={_quoted(value)}" for key, value in words.items())
+
+
+def _quoted(value: str) -> str:
     return f"'{value.replace(chr(39), chr(39) * 2)}'" if set(value) & set(";='\" ") else value
 
 
@@ -121,18 +148,61 @@ def environment(c: Connection) -> str:
 FORMATS = {"libpq": libpq, "npgsql": npgsql, "env": environment}
 
 
-def appsettings(deployment: Deployment) -> str:
+def appsettings(deployment: Deployment, environment: Environment = "production") -> str:
     """`appsettings.json` for Elsa: three strings, because they need three different doors.
 
     Application: pooled. Migrations: a session as the migrator. Locks: a session, because
     Medallion's locks are session advisory locks, which two clients of one pool would share.
     """
     workflows, runtime = t.DATABASES
-    strings = {
-        "Elsa": npgsql(connection(deployment, "elsa_app", workflows)),
-        "ElsaMigrations": npgsql(connection(deployment, "elsa_migrator", workflows, "session")),
-        "ElsaLocks": npgsql(connection(deployment, "elsa_app", workflows, "session")),
-        "ElsaRuntime": npgsql(connection(deployment, "elsa_app", runtime)),
+    connections = {
+        "Elsa": connection(deployment, "elsa_app", workflows),
+        "ElsaMigrations": connection(deployment, "elsa_migrator", workflows, "session"),
+        "ElsaLocks": connection(deployment, "elsa_app", workflows, "session"),
+        "ElsaRuntime": connection(deployment, "elsa_app", runtime),
     }
-    document = {"DatabaseProvider": "PostgreSql", "ConnectionStrings": strings}
-    return json.dumps(document, indent=2)
+    detail = environment == "development"
+    strings = {name: npgsql(c, detail=detail) for name, c in connections.items()}
+    return _appsettings("PostgreSql", strings, environment)
+
+
+def appsettings_elsewhere(database: DatabaseSettings, environment: Environment) -> str:
+    """`appsettings.json` for a database that the toolkit does not run: the same names.
+
+    The password of an SQL Server is taken from the environment; UsageError if it is not there.
+    """
+    if database.provider == "sqlite":
+        provider, string = "Sqlite", _joined({"Data Source": database.file})
+    else:
+        password = os.environ.get(FROM_ENVIRONMENT)
+        if not password:
+            raise UsageError(
+                f"the password of {database.user!r} on {database.host!r} is in no file: put it "
+                f"into the environment variable {FROM_ENVIRONMENT} and run this again"
+            )
+        provider = "SqlServer"
+        string = _joined(
+            {
+                "Server": f"tcp:{database.host},{database.port}",
+                "Database": database.database,
+                "User ID": str(database.user),
+                "Password": password,
+                "Encrypt": "True",
+                "TrustServerCertificate": "False",
+            }
+        )
+    names = ("Elsa", "ElsaMigrations", "ElsaLocks", "ElsaRuntime")
+    return _appsettings(provider, dict.fromkeys(names, string), environment)
+
+
+# What the design document calls the application's string in each environment.
+_ALIASES: Mapping[Environment, str] = {
+    "development": "DefaultConnection",
+    "production": "ProductionConnection",
+}
+
+
+def _appsettings(provider: str, strings: Mapping[str, str], environment: Environment) -> str:
+    """`provider` is spelt as in Elsa's own DatabaseProvider setting."""
+    named = {**strings, _ALIASES[environment]: strings["Elsa"]}
+    return json.dumps({"DatabaseProvider": provider, "ConnectionStrings": named}, indent=2)

@@ -10,7 +10,7 @@ from typing import Any
 
 from elsapg import stackfile
 from elsapg.definition import topology as t
-from elsapg.errors import NotDeployedError, UnhealthyError
+from elsapg.errors import NotDeployedError, UnhealthyError, UsageError
 from elsapg.services import workspace
 from elsapg.settings import Settings
 from elsapg.targets.docker.hosts import DockerHosts
@@ -19,12 +19,21 @@ _CURL = ("curl", "-sS", "--max-time", "5", "--cacert", f"{t.CONFIG_DIR}/tls/ca.c
 
 
 class Deployment:
-    """One stack. Nothing is looked up before it is asked for."""
+    """One stack. Nothing is looked up before it is asked for.
+
+    Raises UsageError for a stack whose database is not the toolkit's to run.
+    """
 
     def __init__(self, root: Path, stack: str) -> None:
         self.root = root
         self.stack = stackfile.check_stack_name(stack)
         self.settings: Settings = stackfile.read(root, stack)
+        if not self.settings.database.provisioned:
+            raise UsageError(
+                f"stack {stack!r} uses {self.settings.database.provider} (elsapg:database): the "
+                "toolkit runs no database for it, so there is nothing that this command could look "
+                f"at or change; `elsapg appsettings --stack {stack}` prints Elsa's settings"
+            )
         self.hosts = DockerHosts(stack)
 
     @functools.cached_property

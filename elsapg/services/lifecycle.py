@@ -42,6 +42,7 @@ class StoppedError(ElsapgError):
 
 
 Program = Callable[[str, Settings, Path], None]
+_VERBS = {"up": "deploy", "preview": "preview", "refresh": "refresh", "destroy": "remove"}
 
 
 def our_program(stack: str, settings: Settings, root: Path) -> None:
@@ -66,6 +67,8 @@ class Lifecycle:
     def preview(self, *, expect_no_changes: bool = False, refresh: bool = False) -> Record:
         """Show what `up` would do. Raises UnexpectedChangesError if that was not to be."""
         settings = stackfile.read(self.root, self.stack)
+        if not settings.database.provisioned:
+            return self._leave_alone("preview", settings)
         with self._session("preview", settings) as session:
             stack = session.open(create=True)
             return self._preview(session, stack, expect_no_changes, refresh)
@@ -78,6 +81,8 @@ class Lifecycle:
         With `expect_no_changes` changes are reported (UnexpectedChangesError), not made.
         """
         settings = stackfile.read(self.root, self.stack)
+        if not settings.database.provisioned:
+            return self._leave_alone("up", settings)
         self._needs_answer("up", yes=yes or expect_no_changes)
         with self._session("up", settings) as session:
             stack = session.open(create=True)
@@ -98,6 +103,8 @@ class Lifecycle:
     def refresh(self, *, yes: bool = False, expect_no_changes: bool = False) -> Record:
         """Compare the state with what is really there, and take over what differs."""
         settings = stackfile.read(self.root, self.stack)
+        if not settings.database.provisioned:
+            return self._leave_alone("refresh", settings)
         self._needs_answer("refresh", yes=yes or expect_no_changes)
         with self._session("refresh", settings) as session:
             if not session.known():
@@ -130,7 +137,10 @@ class Lifecycle:
             self._needs_answer("destroy", yes=yes)
         if not Places(self.root).workspace(self.stack).exists():
             # A typing error in the name must not read like success.
-            stackfile.read(self.root, self.stack)
+            settings = stackfile.read(self.root, self.stack)
+            if not settings.database.provisioned:
+                self._leave_alone("destroy", settings)
+                return
         with self._session("destroy", None) as session:
             if not session.known():
                 self.console.print(f"nothing is deployed in stack {self.stack!r}")
@@ -161,6 +171,33 @@ class Lifecycle:
                 self.console.print(f"stack {self.stack!r} and all its data are gone", markup=False)
             else:
                 self._say_kept(kept)
+
+    def _leave_alone(self, operation: str, settings: Settings) -> Record:
+        """Nothing, for a stack whose database is not the toolkit's to run.
+
+        Raises UsageError while the stack still has a PostgreSQL of the toolkit's: a changed line in
+        a file must not take that away.
+        """
+        provider = settings.database.provider
+        # Without a workspace nothing was ever made from here, and no engine is needed to say so.
+        if Places(self.root).workspace(self.stack).exists():
+            with self._session(operation, settings) as session:
+                held = session.resources(session.open()) if session.known() else []
+            if held:
+                data = sum(_precious(resource) for resource in held)
+                raise UsageError(
+                    f"stack {self.stack!r} is set to {provider}, but {len(held)} resources of its "
+                    f"PostgreSQL are deployed, {data} of which hold data or secrets; nothing was "
+                    "changed. Set elsapg:database back to provider postgresql; or give "
+                    f"{provider} a stack of its own; or let that PostgreSQL go with all its data: "
+                    f"`elsapg destroy --stack {self.stack} --purge`"
+                )
+        self._say(
+            f"stack {self.stack!r} uses {provider}: the toolkit runs nothing for it, so there is "
+            f"nothing to {_VERBS[operation]}; `elsapg appsettings --stack {self.stack}` prints "
+            "Elsa's settings"
+        )
+        return Record()
 
     # -- asking ----------------------------------------------------------------------------
 

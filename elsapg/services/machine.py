@@ -100,6 +100,9 @@ def examine(root: Path, stack: str) -> list[Check]:
     settings: Settings | None = None
     try:
         settings = stackfile.read(root, stack)
+        if not settings.database.provisioned:
+            what = f"{stack}: {settings.database.provider}, which needs nothing here"
+            return [*checks, Check("stack", True, what)]
         checks.append(Check("stack", True, f"{stack}: target {settings.target}"))
     except ElsapgError as error:
         checks.append(Check("stack", False, f"{stack}: not readable", str(error)))

@@ -160,8 +160,9 @@ class Redactor:
 
 
 def known_secrets(deployment: Deployment) -> tuple[str, ...]:
-    """Every secret of the stack that could stand in a text: passwords, S3 keys, the cipher."""
+    """Every secret of the stack that could stand in a text: passwords, keys, the cipher."""
     found = set(_strings(deployment.outputs["passwords"]))
+    found |= set(_strings(deployment.outputs.get("encryption_keys", {}).get("keys", {})))
     wanted = re.compile(r"^repo1-(?:cipher-pass|s3-key-secret|s3-key)=(.+)$", re.MULTILINE)
     for unit in ("runner", *deployment.nodes):
         try:

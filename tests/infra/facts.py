@@ -456,6 +456,8 @@ class Facts:
     def private(self) -> Mapping[str, str]:
         """Further secrets by what they are, read where they are used."""
         found = {f"the password of {role}": value for role, value in self.passwords.items()}
+        ring = self.deployment.outputs.get("encryption_keys", {})
+        found |= {f"encryption key {name}": key for name, key in ring.get("keys", {}).items()}
         for unit, command in (
             ("runner", "cat /etc/elsapg/pgbackrest.conf"),
             ("s3", "printf 's3-key='; cat /etc/elsapg/s3-secret-key; echo"),

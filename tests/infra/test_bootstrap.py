@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from elsapg.runner.bootstrap import Applied, find_problems
+from elsapg.runner.migrations import Applied, find_problems
 from elsapg.runner.sqlfile import read_tree
 from tests.infra.facts import Facts, none
 

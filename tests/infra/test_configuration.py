@@ -11,8 +11,8 @@ from tests.infra.facts import Facts, judge, none, same
 Server = dict[str, list[dict[str, Any]]]
 EXTENSIONS = {
     "postgres": {"plpgsql", "pg_stat_statements", "pgaudit", "pg_cron"},
-    "elsa_workflows": {"plpgsql", "pg_stat_statements", "pgaudit"},
-    "elsa_runtime": {"plpgsql", "pg_stat_statements", "pgaudit"},
+    "elsa_workflows": {"plpgsql", "pg_stat_statements", "pgaudit", "pgcrypto"},
+    "elsa_runtime": {"plpgsql", "pg_stat_statements", "pgaudit", "pgcrypto"},
 }
 
 

@@ -17,6 +17,7 @@ import yaml
 from docker.models.containers import Container
 
 from elsapg import stackfile
+from elsapg.definition.secrets import PASSWORD_ROLES
 from elsapg.services import connect, process, status, workspace
 from elsapg.services.deployment import Deployment
 from elsapg.targets.docker import daemon as d
@@ -175,6 +176,7 @@ class Target:
         """
         outputs = self.deployment.outputs
         found = list(outputs["passwords"].values())
+        found += outputs["encryption_keys"]["keys"].values()
         pgbackrest = self.deployment.hosts.run("runner", "cat", "/etc/elsapg/pgbackrest.conf")
         for line in pgbackrest.output.splitlines():
             key, _, value = line.partition("=")
@@ -187,7 +189,7 @@ class Target:
             assert len(body) == 3, pem[:40]
             # The first line of every P-256 key begins alike; its second is random.
             found.append(body[1])
-        assert len(found) == 6 + 3 + 3
+        assert len(found) == len(PASSWORD_ROLES) + 1 + 3 + 3
         assert all(len(secret) >= 20 for secret in found)
         return found
 

@@ -37,7 +37,9 @@ host all all all scram-sha-256
 HBA
 exec postgres -D /tmp/pgdata -c listen_addresses='*' -c unix_socket_directories=/tmp -c fsync=off \
     -c max_connections=120 -c max_worker_processes=16 \
-    -c shared_preload_libraries=pg_stat_statements,pgaudit,pg_cron -c pgaudit.log=ddl,role \
+    -c shared_preload_libraries=pg_stat_statements,pgaudit,pg_cron \
+    -c pgaudit.log=ddl,role -c pgaudit.role=elsa_auditor -c pgaudit.log_catalog=off \
+    -c pgaudit.log_statement_once=on \
     -c cron.database_name=postgres -c cron.use_background_workers=on -c cron.timezone=UTC \
     -c log_min_duration_statement=0
 """

@@ -165,6 +165,88 @@ def test_a_migration_may_not_end_its_transaction(tmp_path: Path, text: str) -> N
         migration(write(tmp_path / "0001_a.sql", text), "0001_a.sql")
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("-- Under load: brief\nSELECT 1;", "brief"),
+        ("-- Under load: two\n-- lines.\n--\n-- More.\nSELECT 1;", "two lines."),
+        ("-- Under load:  spaced  \nSELECT 1;", "spaced"),
+        ("-- Under load:\n-- not on its line\nSELECT 1;", ""),
+        ("-- Under load: \nSELECT 1;", ""),
+        ("-- Why.\n-- Under load: too late\nSELECT 1;", ""),
+        ("SELECT 1; -- Under load: no", ""),
+        ("", ""),
+        (
+            "-- elsapg: transaction=off\n-- Under load: below the directive\n"
+            "DROP INDEX CONCURRENTLY IF EXISTS i;",
+            "below the directive",
+        ),
+    ],
+)
+def test_a_migration_says_how_it_behaves_under_load(tmp_path: Path, text: str, says: str) -> None:
+    assert migration(write(tmp_path / "0001_a.sql", text), "a").under_load == says
+
+
+OFF = "-- elsapg: transaction=off\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "DROP INDEX CONCURRENTLY IF EXISTS s.i;\nCREATE INDEX CONCURRENTLY i ON s.t (a);",
+        "drop index concurrently if exists i;\ncreate unique index concurrently i on s.t (a);",
+        'DROP INDEX CONCURRENTLY IF EXISTS "S"."I";\nCREATE INDEX CONCURRENTLY "I" ON s.t (a);',
+        "DROP INDEX CONCURRENTLY IF EXISTS s.i;\nCOMMENT ON TABLE s.t IS 'x';",
+    ],
+)
+def test_outside_a_transaction_indexes_are_dropped_and_built(tmp_path: Path, text: str) -> None:
+    assert migration(write(tmp_path / "0002_a.sql", OFF + text), "a").transaction is False
+    assert migration(write(tmp_path / "0001_a.sql", "SELECT 1;"), "a").transaction is True
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("CREATE INDEX CONCURRENTLY i ON s.t (a);", r"a:2: put DROP INDEX .* leaves i behind"),
+        (
+            "DROP INDEX CONCURRENTLY IF EXISTS s.j;\nCREATE INDEX CONCURRENTLY i ON s.t (a);",
+            "a:3: put DROP INDEX",
+        ),
+        (
+            "DROP INDEX CONCURRENTLY IF EXISTS i;\n"
+            "CREATE INDEX CONCURRENTLY IF NOT EXISTS i ON s.t (a);",
+            "a:3: .* without IF NOT EXISTS",
+        ),
+        ("CREATE INDEX i ON s.t (a);", "a:2: a migration outside a transaction must be"),
+        ("DROP INDEX CONCURRENTLY i;", "can be run again after any statement"),
+        ("UPDATE s.t SET a = a + 1;", "can be run again after any statement"),
+        ("BEGIN;", "can be run again after any statement"),
+    ],
+)
+def test_outside_a_transaction_nothing_else_is_let_in(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(SqlFileError, match=says):
+        migration(write(tmp_path / "0002_a.sql", OFF + text), "a")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["CREATE UNIQUE INDEX CONCURRENTLY i ON s.t (a);", "DROP INDEX CONCURRENTLY IF EXISTS s.i;"],
+)
+def test_in_a_transaction_nothing_is_concurrent(tmp_path: Path, text: str) -> None:
+    with pytest.raises(SqlFileError, match=r"a:2: CONCURRENTLY .* '-- elsapg: transaction=off'"):
+        migration(write(tmp_path / "0002_a.sql", f"SELECT 1;\n{text}"), "a")
+    refresh = "REFRESH MATERIALIZED VIEW CONCURRENTLY s.v;"
+    assert migration(write(tmp_path / "0003_b.sql", refresh), "b").transaction
+
+
+@pytest.mark.parametrize(
+    "directive", ["database=each", "transaction=on", "after=migrations", "unless=SELECT"]
+)
+def test_the_other_directives_are_for_cluster_files(tmp_path: Path, directive: str) -> None:
+    with pytest.raises(SqlFileError, match="may say '-- elsapg: transaction=off' and nothing else"):
+        migration(write(tmp_path / "0002_a.sql", f"-- elsapg: {directive}\nSELECT 1;"), "a")
+
+
 def test_preparing_a_statement_is_not_transaction_control(tmp_path: Path) -> None:
     assert migration(write(tmp_path / "0001_a.sql", "PREPARE p AS SELECT 1;"), "a").version == 1
 
@@ -210,3 +292,17 @@ def test_the_products_own_files_are_readable() -> None:
     tree = read_tree(ROOT)
     assert tree.cluster
     assert all(tree.migrations.values())
+
+
+def test_every_file_of_the_product_says_how_it_behaves_under_load() -> None:
+    silent = [
+        file.label
+        for files in read_tree(ROOT).migrations.values()
+        for file in files
+        if not file.under_load
+    ]
+    # They were applied before the rule was made.
+    assert silent == [
+        "elsa_workflows/0001_workflow_definitions.sql",
+        "elsa_runtime/0001_distributed_locks.sql",
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,24 +18,33 @@ from elsapg.errors import UsageError
 from elsapg.runner import scram
 from elsapg.runner.bootstrap import (
     PASSWORD_ROLES,
-    Applied,
-    RefusedError,
+    SETTINGS,
     Result,
     check_passwords,
-    describe,
-    find_problems,
+    check_settings,
     main,
+)
+from elsapg.runner.migrations import (
+    Applied,
+    RefusedError,
+    describe,
+    examine,
+    find_problems,
+    pending,
     refuse,
 )
-from elsapg.runner.sqlfile import Migration, SqlTree, split
+from elsapg.runner.sqlfile import Migration, parse_migration, split
 
 PASSWORDS = dict.fromkeys(PASSWORD_ROLES, "secret")
 
 
-def file(version: int, content: str = "SELECT 1;", name: str | None = None) -> Migration:
+LOAD = "-- Under load: nobody waits\n"
+
+
+def file(version: int, content: str = f"{LOAD}SELECT 1;", name: str | None = None) -> Migration:
     name = name or f"{version:04d}_step.sql"
     sha256 = hashlib.sha256(content.encode()).hexdigest()
-    return Migration(f"elsa_runtime/{name}", name, sha256, split(content, name), version)
+    return parse_migration(f"elsa_runtime/{name}", name, version, content, sha256)
 
 
 def applied(migration: Migration) -> Applied:
@@ -78,13 +88,82 @@ def test_a_number_below_the_newest_applied_is_refused_with_a_free_one() -> None:
     assert "0004 or above" in problem
 
 
+def test_a_new_file_must_say_how_it_behaves_under_load() -> None:
+    (problem,) = problems([file(2, "SELECT 1;")], [])
+    assert "elsa_runtime/0002_step.sql does not say how it behaves under load" in problem
+    assert "'-- Under load: …'" in problem
+
+
+def test_the_rule_on_load_spares_what_was_there_before_it() -> None:
+    first, second = file(1, "SELECT 1;"), file(2, "SELECT 1;")
+    assert problems([first], []) == []
+    assert problems([first, second], [first, second]) == []
+
+
+def test_a_new_file_without_a_statement_is_refused() -> None:
+    (problem,) = problems([file(2, LOAD)], [])
+    assert "0002_step.sql holds no statement" in problem
+
+
+def test_every_state_has_its_name() -> None:
+    files = [
+        file(1),
+        file(2, "SELECT 2;"),
+        file(3, name="0003_new.sql"),
+        file(4),
+        file(7),
+        file(8, "SELECT 1;"),
+        file(9, LOAD),
+    ]
+    history = [file(1), file(2), file(3), file(5), file(6)]
+    steps = examine("elsa_runtime", files, map(applied, history))
+    assert {step.version: step.state for step in steps} == {
+        1: "applied",
+        2: "edited",
+        3: "renamed",
+        4: "late",
+        5: "missing",
+        6: "missing",
+        7: "pending",
+        8: "unexplained",
+        9: "empty",
+    }
+    assert all(bool(step.problem) == (step.state not in ("applied", "pending")) for step in steps)
+    assert pending(examine("elsa_runtime", [file(1), file(3)], [applied(file(1))])) == [file(3)]
+
+
 def test_every_problem_of_every_database_is_told_at_once() -> None:
-    tree = SqlTree((), {"elsa_workflows": (), "elsa_runtime": (file(1, "X;"),)})
-    history = {"elsa_workflows": [applied(file(7))], "elsa_runtime": [applied(file(1))]}
+    steps = {
+        "elsa_workflows": examine("elsa_workflows", (), [applied(file(7))]),
+        "elsa_runtime": examine("elsa_runtime", [file(1, "X;")], [applied(file(1))]),
+    }
     with pytest.raises(RefusedError, match="nothing was applied") as caught:
-        refuse(tree, history)
+        refuse(steps)
     assert "elsa_workflows/0007_step.sql" in str(caught.value)
     assert "elsa_runtime/0001_step.sql" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"days": 1}, "no data setting is called days; there are instances_days, "),
+        ({"instances_days": -1}, "instances_days = -1: must be a whole number from 0"),
+        ({"instances_days": 2**31}, "instances_days = 2147483648"),
+        ({"instances_days": "90"}, "instances_days = '90'"),
+        ({"instances_days": True}, "instances_days = True"),
+        ({"instances_days": 1.5}, r"instances_days = 1\.5"),
+    ],
+)
+def test_a_data_setting_that_cannot_be_is_refused(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        check_settings(settings)
+
+
+def test_the_known_data_settings_are_those_of_the_table() -> None:
+    check_settings(dict.fromkeys(SETTINGS, 0))
+    path = Path(__file__).parents[2] / "bootstrap_sql" / "cluster" / "055_elsapg.sql"
+    inserted = path.read_text().split("INSERT INTO elsapg.setting")[1].split(";")[0]
+    assert re.findall(r"\('([a-z_]+)', [0-9]+\)", inserted) == list(SETTINGS)
 
 
 class FakeError(Exception):
@@ -135,12 +214,14 @@ def test_a_page_of_context_is_cut() -> None:
 
 
 def test_the_result_says_what_happened() -> None:
-    assert str(Result()) == "0 migrations applied, 0 passwords changed"
+    nothing = "0 migrations applied, 0 passwords changed, 0 settings changed"
+    assert str(Result()) == nothing
     assert not Result(migrations={"elsa_runtime": []}).changed
     done = Result(migrations={"elsa_runtime": ["a"], "elsa_workflows": ["b"]})
     done.passwords_changed = ["elsa_app"]
-    assert str(done) == "2 migrations applied, 1 password changed"
+    assert str(done) == "2 migrations applied, 1 password changed, 0 settings changed"
     assert done.changed
+    assert Result(settings_changed=["instances_days"]).changed
 
 
 # RFC 7677's own example: user "user", password "pencil".
@@ -213,6 +294,8 @@ def config(tmp_path: Path, **changes: Any) -> Path:
         ({"sslkey": None}, 2, "'sslkey'"),
         ({"primary": {"host": "localhost"}}, 2, "'port'"),
         ({"synchronous_commit": "maybe"}, 2, "synchronous_commit"),
+        ({"settings": [1]}, 2, "settings must be a JSON object"),
+        ({"settings": {"days": 1}}, 2, "no data setting is called days"),
         ({"passwords_file": "/nonexistent"}, 2, "/nonexistent cannot be read"),
         ({}, 6, "is not a bootstrap_sql folder"),
     ],

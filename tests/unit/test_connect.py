@@ -19,6 +19,7 @@ from elsapg.definition.secrets import PASSWORD_ROLES
 from elsapg.errors import UsageError
 from elsapg.services import connect
 from elsapg.services.connect import Connection, connection, environment, libpq, npgsql
+from elsapg.settings import DatabaseSettings
 
 NASTY = [
     "plain-URL_safe",
@@ -109,6 +110,7 @@ def check_npgsql(password: str) -> None:
         "Password": password,
         "SSL Mode": "VerifyFull",
         "Root Certificate": "/project/ca.crt",
+        "Load Balance Hosts": "true",
         "No Reset On Close": "true",
     }
 
@@ -118,9 +120,62 @@ def test_npgsql(password: str) -> None:
     check_npgsql(password)
 
 
-def test_npgsql_resets_a_session_of_its_own() -> None:
-    assert "No Reset On Close" not in npgsql(made(via="session"))
-    assert "No Reset On Close" in npgsql(made(via="readonly"))
+@pytest.mark.parametrize("via", ["pool", "readonly"])
+def test_npgsql_does_not_reset_what_the_pool_shares(via: str) -> None:
+    words = parse_npgsql(npgsql(made(via=via)))
+    assert words["No Reset On Close"] == "true"
+    assert "Pooling" not in words
+
+
+@pytest.mark.parametrize("via", ["session", "direct"])
+def test_npgsql_gives_a_session_back_when_it_is_closed(via: str) -> None:
+    """Npgsql's own pool would keep one of the door's few server connections for minutes."""
+    words = parse_npgsql(npgsql(made(via=via)))
+    assert words["Pooling"] == "false"
+    assert "No Reset On Close" not in words
+
+
+def test_npgsql_uses_both_poolers() -> None:
+    assert parse_npgsql(npgsql(made()))["Load Balance Hosts"] == "true"
+    assert "Load Balance Hosts" not in npgsql(made(addresses=(("127.0.0.1", 6432),)))
+
+
+def test_npgsql_quotes_rows_in_exceptions_only_when_asked() -> None:
+    assert "Include Error Detail" not in npgsql(made())
+    assert parse_npgsql(npgsql(made(), detail=True))["Include Error Detail"] == "true"
+
+
+# npgsql.org/doc/connection-string-parameters, with the values that it gives for enumerations.
+NPGSQL_KEYWORDS = {
+    "Host", "Port", "Database", "Username", "Password", "Passfile", "SSL Mode",
+    "SSL Negotiation", "Trust Server Certificate", "SSL Certificate", "SSL Key", "SSL Password",
+    "Root Certificate", "Check Certificate Revocation", "Channel Binding",
+    "Persist Security Info", "Kerberos Service Name", "Include Realm", "Include Error Detail",
+    "Log Parameters", "Pooling", "Minimum Pool Size", "Maximum Pool Size",
+    "Connection Idle Lifetime", "Connection Pruning Interval", "Connection Lifetime", "Timeout",
+    "Command Timeout", "Cancellation Timeout", "Keepalive", "Tcp Keepalive",
+    "Tcp Keepalive Time", "Tcp Keepalive Interval", "Max Auto Prepare", "Auto Prepare Min Usages",
+    "Read Buffer Size", "Write Buffer Size", "Socket Receive Buffer Size",
+    "Socket Send Buffer Size", "No Reset On Close", "Target Session Attributes",
+    "Load Balance Hosts", "Host Recheck Seconds", "Options", "Application Name", "Enlist",
+    "Search Path", "Client Encoding", "Encoding", "Timezone", "Array Nullability Mode",
+    "Server Compatibility Mode",
+}  # fmt: skip
+SSL_MODES = {"Disable", "Allow", "Prefer", "Require", "VerifyCA", "VerifyFull"}
+# PgBouncer refuses the first three at login; NpgsqlDataSourceBuilder the last, with several hosts.
+NEVER = {"Options", "Search Path", "Timezone", "Target Session Attributes"}
+
+
+@pytest.mark.parametrize("via", ["pool", "readonly", "session", "direct"])
+@pytest.mark.parametrize("detail", [False, True])
+def test_npgsql_knows_every_word(via: str, detail: bool) -> None:
+    words = parse_npgsql(npgsql(made(via=via), detail=detail))
+    assert words.keys() <= NPGSQL_KEYWORDS - NEVER
+    assert words["SSL Mode"] in SSL_MODES
+    flags = words.keys() & {
+        "Load Balance Hosts", "No Reset On Close", "Pooling", "Include Error Detail"
+    }  # fmt: skip
+    assert {words[flag] for flag in flags} <= {"true", "false"}
 
 
 def test_environment_names_what_libpq_reads() -> None:
@@ -225,10 +280,20 @@ def test_what_does_not_exist_is_refused_with_what_does(
         connection(deployed(tmp_path), role, database, via)
 
 
+def strings_of(text: str) -> dict[str, dict[str, str]]:
+    document = json.loads(text)
+    assert document.keys() == {"DatabaseProvider", "ConnectionStrings"}
+    return {name: parse_npgsql(s) for name, s in document["ConnectionStrings"].items()}
+
+
+ELSAS = {"Elsa", "ElsaMigrations", "ElsaLocks", "ElsaRuntime"}
+
+
 def test_appsettings_give_each_need_its_door(tmp_path: Path) -> None:
-    document = json.loads(connect.appsettings(deployed(tmp_path)))
-    strings = {name: parse_npgsql(s) for name, s in document["ConnectionStrings"].items()}
-    assert {n: (s["Username"], s["Database"]) for n, s in strings.items()} == {
+    text = connect.appsettings(deployed(tmp_path))
+    assert json.loads(text)["DatabaseProvider"] == "PostgreSql"
+    strings = strings_of(text)
+    assert {n: (s["Username"], s["Database"]) for n, s in strings.items() if n in ELSAS} == {
         "Elsa": ("elsa_app", "elsa_workflows"),
         "ElsaMigrations": ("elsa_migrator", "elsa_workflows_session"),
         "ElsaLocks": ("elsa_app", "elsa_workflows_session"),
@@ -236,3 +301,75 @@ def test_appsettings_give_each_need_its_door(tmp_path: Path) -> None:
     }
     assert all(s["SSL Mode"] == "VerifyFull" for s in strings.values())
     assert strings["ElsaMigrations"]["Password"] == "password of elsa_migrator"
+
+
+def test_s1_34_development_shows_details(tmp_path: Path) -> None:
+    strings = strings_of(connect.appsettings(deployed(tmp_path), "development"))
+    assert strings.keys() == {*ELSAS, "DefaultConnection"}
+    assert strings["DefaultConnection"] == strings["Elsa"]
+    assert all(s["Include Error Detail"] == "true" for s in strings.values())
+
+
+def test_s1_35_production_verifies_and_shows_none(tmp_path: Path) -> None:
+    strings = strings_of(connect.appsettings(deployed(tmp_path), "production"))
+    assert strings.keys() == {*ELSAS, "ProductionConnection"}
+    assert strings["ProductionConnection"] == strings["Elsa"]
+    assert not any("Include Error Detail" in s for s in strings.values())
+    assert all(s["SSL Mode"] == "VerifyFull" and s["Root Certificate"] for s in strings.values())
+
+
+# -- databases elsewhere -------------------------------------------------------------------
+
+
+def elsewhere(**database: Any) -> DatabaseSettings:
+    return stackfile.load({"database": database}, "test").database
+
+
+@pytest.mark.parametrize("file", ["elsa.db", "/var/lib/elsa/elsa.db", "a file; of = mine's.db"])
+@pytest.mark.parametrize("environment", ["development", "production"])
+def test_s1_46_sqlite_is_a_file(file: str, environment: connect.Environment) -> None:
+    text = connect.appsettings_elsewhere(elsewhere(provider="sqlite", file=file), environment)
+    assert json.loads(text)["DatabaseProvider"] == "Sqlite"
+    alias = {"development": "DefaultConnection", "production": "ProductionConnection"}[environment]
+    assert strings_of(text) == {name: {"Data Source": file} for name in (*ELSAS, alias)}
+
+
+SQLSERVER = {"provider": "sqlserver", "host": "sql.example", "user": "elsa", "database": "elsa"}
+
+
+@pytest.mark.parametrize("password", NASTY)
+def test_s1_45_sqlserver_is_a_given_server(monkeypatch: pytest.MonkeyPatch, password: str) -> None:
+    monkeypatch.setenv("ELSAPG_DATABASE_PASSWORD", password)
+    text = connect.appsettings_elsewhere(elsewhere(**SQLSERVER), "production")
+    assert json.loads(text)["DatabaseProvider"] == "SqlServer"
+    expected = {
+        "Server": "tcp:sql.example,1433",
+        "Database": "elsa",
+        "User ID": "elsa",
+        "Password": password,
+        "Encrypt": "True",
+        "TrustServerCertificate": "False",
+    }
+    assert strings_of(text) == dict.fromkeys((*ELSAS, "ProductionConnection"), expected)
+
+
+@pytest.mark.parametrize("password", [None, ""])
+def test_without_the_password_there_is_no_half_a_string(
+    monkeypatch: pytest.MonkeyPatch, password: str | None
+) -> None:
+    monkeypatch.delenv("ELSAPG_DATABASE_PASSWORD", raising=False)
+    if password is not None:
+        monkeypatch.setenv("ELSAPG_DATABASE_PASSWORD", password)
+    with pytest.raises(UsageError, match="variable ELSAPG_DATABASE_PASSWORD"):
+        connect.appsettings_elsewhere(elsewhere(**SQLSERVER), "production")
+
+
+def test_every_provider_has_the_same_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that Elsa's code needs no change when the one line changes."""
+    monkeypatch.setenv("ELSAPG_DATABASE_PASSWORD", "x")
+    texts = [
+        connect.appsettings(deployed(tmp_path)),
+        connect.appsettings_elsewhere(elsewhere(provider="sqlite"), "production"),
+        connect.appsettings_elsewhere(elsewhere(**SQLSERVER), "production"),
+    ]
+    assert len({frozenset(strings_of(text)) for text in texts}) == 1

@@ -213,6 +213,7 @@ def test_a_task_gets_what_it_reads_only() -> None:
         ({"archive": {"full_schedule": "1 1 * * 0"}}, {"runner", "task "}),
         ({"archive": {"retention_days": 31}}, {"pg-", "runner", "task first-backup"}),
         ({"patroni": {"loop_wait": 3}}, {"pg-", "task configure"}),
+        ({"retention": {"instances_days": 30}}, {"task bootstrap"}),
     ],
 )
 def test_a_change_reaches_whom_it_concerns(change: dict[str, Any], units: set[str]) -> None:
@@ -220,6 +221,20 @@ def test_a_change_reaches_whom_it_concerns(change: dict[str, Any], units: set[st
     changed = {unit for unit in before if before[unit] != after[unit]}
     assert changed
     assert all(unit.startswith(tuple(units)) for unit in changed), changed
+
+
+def test_the_bootstrap_gets_what_the_databases_jobs_read() -> None:
+    """As elsapg.setting has it: names and integers."""
+    changed = stackfile.load({"retention": {"snapshots_hours": 48, "archive_months": 6}}, "test")
+    config = json.loads(content("task bootstrap", "runner.json", changed))
+    assert config["settings"] == {
+        "instances_days": 90,
+        "archive_months": 6,
+        "snapshots_hours": 48,
+        "months_ahead": 2,
+    }
+    for other in ("task configure", "task first-backup", "runner"):
+        assert "settings" not in json.loads(content(other, "runner.json")), other
 
 
 def test_backups_agents_trust_the_runner_alone() -> None:

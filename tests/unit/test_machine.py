@@ -109,6 +109,13 @@ def test_a_kubernetes_stack_needs_no_docker(places: Places) -> None:
     assert not {"docker", "versitygw", "disk"} & names
 
 
+def test_a_stack_of_another_database_needs_nothing(places: Places) -> None:
+    stack = places.root / "stacks/Pulumi.local.yaml"
+    stack.write_text("config:\n  elsapg:database: {provider: sqlite, file: elsa.db}\n")
+    assert [c.name for c in machine.examine(places.root, "local")] == ["python", "stack"]
+    assert "sqlite" in found(places, "stack").found
+
+
 # -- setup ---------------------------------------------------------------------------------
 
 

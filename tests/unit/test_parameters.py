@@ -76,6 +76,15 @@ def test_the_seeds_replication_and_archive() -> None:
     assert "archive-push %p" in str(found["archive_command"])
 
 
+def test_who_may_do_what_is_audited_and_no_parameter_of_a_statement_logged() -> None:
+    """S1-66. What these do is tried in tests/sql/test_sql_audit.py."""
+    found = parameters(settings())
+    assert found["pgaudit.log"] == "ddl,role"
+    assert found["pgaudit.role"] == "elsa_auditor"
+    assert found["pgaudit.log_parameter"] is False
+    assert found["log_parameter_max_length"] == found["log_parameter_max_length_on_error"] == 0
+
+
 def test_a_users_parameters_win() -> None:
     mine = {"work_mem": "9MB", "random_page_cost": 1.1, "autovacuum_naptime": "15s"}
     found = parameters(settings(postgres={"parameters": mine}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -193,7 +194,7 @@ def test_what_is_registered(local: Run) -> None:
     assert set(local.of("Network")) == {"network"}
     assert set(local.of("CertificateAuthority")) == {"ca"}
     stashes = {f"password-{role}" for role in PASSWORD_ROLES}
-    stashes |= {"s3-access-key", "s3-secret-key", "repository-cipher"}
+    stashes |= {"s3-access-key", "s3-secret-key", "repository-cipher", "encryption-key-k1"}
     assert set(local.of("Stash")) == stashes
 
 
@@ -262,12 +263,32 @@ def test_outputs(local: Run) -> None:
         role: f"STASHED-password-{role}" for role in PASSWORD_ROLES
     }
     assert is_secret(local.exports["passwords"])
+    assert bare(local.exports["encryption_keys"]) == {
+        "current": "k1",
+        "keys": {"k1": "STASHED-encryption-key-k1"},
+    }
+    assert is_secret(local.exports["encryption_keys"])
     assert local.exports["ca"] == "CERTIFICATE-ca"
     assert local.exports["pools"] == [
         {"host": "127.0.0.1", "port": 6432},
         {"host": "127.0.0.1", "port": 6433},
     ]
     assert local.exports.get("direct_port") is None
+
+
+def test_each_encryption_key_is_32_bytes_and_the_last_one_current(local: Run) -> None:
+    found = run(stackfile.load({"encryption": {"key_ids": ["k1", "2026"]}}, "test"))
+    for name in ("k1", "2026"):
+        made = found.resources[f"encryption-key-{name}"].inputs["input"]
+        assert len(base64.b64decode(made, validate=True)) == 32
+    assert bare(found.exports["encryption_keys"])["current"] == "2026"
+    # A further key changes nothing that runs.
+    for kind in ("Container", "Task"):
+        assert {n: r.inputs for n, r in found.of(kind).items()} == {
+            n: r.inputs for n, r in local.of(kind).items()
+        }
+        for resource in found.of(kind).values():
+            assert "encryption-key" not in json.dumps(resource.inputs)
 
 
 def waits_for(found: Run, name: str) -> set[str]:
@@ -317,6 +338,24 @@ def test_a_target_that_is_not_there_is_refused() -> None:
     settings = Settings.model_validate({"target": "kubernetes"})
     with pytest.raises(UsageError, match="set elsapg:target to docker"):
         program(STACK, settings, Path("/nowhere"))
+
+
+@pytest.mark.parametrize("target", ["docker", "kubernetes"])
+@pytest.mark.parametrize(
+    "database",
+    [{"provider": "sqlite"}, {"provider": "sqlserver", "host": "sql.example", "user": "elsa"}],
+)
+def test_another_database_is_refused_for_nothing_registered_means_all_removed(
+    target: str, database: dict[str, str]
+) -> None:
+    monitor = Monitor()
+    mocks.set_mocks(Made(), project="elsapg", stack=STACK, monitor=monitor)
+    settings = Settings.model_validate({"target": target, "database": database})
+    with pytest.raises(
+        UsageError, match=rf"uses {database['provider']} .*nothing is there to deploy"
+    ):
+        program(STACK, settings, Path("/nowhere"))
+    assert monitor.seen == []
 
 
 def test_docker_down_is_told_before_anything_is_made(monkeypatch: pytest.MonkeyPatch) -> None:

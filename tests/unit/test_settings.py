@@ -47,13 +47,17 @@ def test_settings_are_frozen() -> None:
 @pytest.mark.parametrize(
     ("values", "key", "says"),
     [
-        ({"tagret": "docker"}, "tagret", "unknown key; known here: archive, docker"),
+        ({"tagret": "docker"}, "tagret", "unknown key; known here: archive, database, docker"),
         ({"postgres": {"replica": 1}}, "postgres.replica", "unknown key"),
         ({"postgres": {"replicas": 99}}, "postgres.replicas", "less than or equal to 7"),
         ({"postgres": {"replicas": "many"}}, "postgres.replicas", "valid integer"),
         ({"postgres": 7}, "postgres", "7"),
         ({"target": "vmware"}, "target", "'docker' or 'kubernetes'"),
         ({"patroni": {"ttl": 10}}, "patroni.ttl", "greater than or equal to 20"),
+        ({"encryption": {"key_ids": []}}, "encryption.key_ids", "at least 1 item"),
+        ({"encryption": {"key_ids": ["k1", "K 2"]}}, "encryption.key_ids", "'K 2' names no key"),
+        ({"encryption": {"key_ids": ["a", "b", "a"]}}, "encryption.key_ids", "'a' is there twice"),
+        ({"encryption": {"key_ids": ["a", 7]}}, "encryption.key_ids", "valid string"),
         ({"patroni": {"retry_timeout": 15}}, "patroni.ttl", "raise ttl to 32"),
         ({"postgres": {"synchronous": "strict"}}, "postgres.synchronous", "replicas to 2"),
         ({"postgres": {"replicas": 7}}, "postgres.max_wal_senders", "raise it to 11"),
@@ -63,6 +67,16 @@ def test_settings_are_frozen() -> None:
         ({"docker": {"direct_port": 6433}}, "docker.direct_port", "choose another"),
         ({"archive": {"full_schedule": "daily"}}, "archive.full_schedule", "five cron fields"),
         ({"archive": {"bucket": "Backups!"}}, "archive.bucket", "pattern"),
+        ({"database": {"provider": "oracle"}}, "database.provider", "'postgresql', 'sqlite'"),
+        ({"database": {"provider": "sqlserver"}}, "database", "needs host and user as well"),
+        ({"database": {"provider": "sqlserver", "host": "x"}}, "database", "needs user as well"),
+        ({"database": {"provider": "sqlite", "file": "a\nb"}}, "database.file", "pattern"),
+        ({"database": {"password": "x"}}, "database.password", "unknown key"),
+        ({"retention": {"instances_days": 0}}, "retention.instances_days", "equal to 1"),
+        ({"retention": {"instances_days": 3651}}, "retention.instances_days", "equal to 3650"),
+        ({"retention": {"archive_months": -1}}, "retention.archive_months", "equal to 0"),
+        ({"retention": {"snapshots_hours": 721}}, "retention.snapshots_hours", "equal to 720"),
+        ({"retention": {"months_ahead": 25}}, "retention.months_ahead", "equal to 24"),
         (
             {"postgres": {"parameters": {"wal_level": "minimal"}}},
             "postgres.parameters",
@@ -86,6 +100,14 @@ def test_a_bad_value_says_key_value_and_way_out(
     found = problems(values)
     assert key in found
     assert says in found[key]
+
+
+@pytest.mark.parametrize("provider", ["postgresql", "sqlite", "sqlserver"])
+def test_switching_the_database_is_one_line(provider: str) -> None:
+    """Keys of the providers that are not chosen may stay."""
+    values = {"file": "x.db", "host": "sql.example", "user": "elsa", "database": "elsa"}
+    found = stackfile.load({"database": {"provider": provider, **values}}, "test").database
+    assert found.provisioned == (provider == "postgresql")
 
 
 def test_every_problem_is_listed_at_once() -> None:
