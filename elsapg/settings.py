@@ -257,6 +257,12 @@ class PoolerSettings(_Model):
         description="Of the read-only door, per database and PgBouncer.",
     )
     max_prepared_statements: int = Field(default=200, ge=1, le=10_000)
+    reset_after_transaction: bool = Field(
+        default=True,
+        description="Clean the server's session after each transaction, so that nothing that a "
+        "client leaves in it, such as a tenant, reaches the next client. Costs a round trip of the "
+        "server connection, not of the client.",
+    )
 
 
 class ArchiveSettings(_Model):

@@ -21,10 +21,11 @@ TO monitoring, backup, elsa_jobs;
 GRANT TEMPORARY ON DATABASE elsa_workflows, elsa_runtime TO elsa_user, elsa_migrator;
 
 -- An unqualified name finds the database's own schema first. Only elsa_owner can create there,
--- so nobody can put a table or a function in the way.
-SET LOCAL search_path = elsa_workflows, public;
+-- so nobody can put a table or a function in the way. pg_temp last: unnamed, it would be searched
+-- first, and a temporary table could stand in for a real one.
+SET LOCAL search_path = elsa_workflows, public, pg_temp;
 ALTER DATABASE elsa_workflows SET search_path FROM CURRENT;
-SET LOCAL search_path = elsa_runtime, public;
+SET LOCAL search_path = elsa_runtime, public, pg_temp;
 ALTER DATABASE elsa_runtime SET search_path FROM CURRENT;
 ALTER DATABASE elsa_workflows SET timezone = 'UTC';
 ALTER DATABASE elsa_runtime SET timezone = 'UTC';

@@ -144,7 +144,6 @@ BEGIN
             c.relrowsecurity AND c.relforcerowsecurity AS guarded,
             acl.grantee
         FROM pg_catalog.pg_class AS c
-        INNER JOIN pg_catalog.pg_namespace AS n ON c.relnamespace = n.oid
         LEFT JOIN LATERAL (
             SELECT DISTINCT
                 CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE a.grantee::pg_catalog.regrole::text END
@@ -153,8 +152,7 @@ BEGIN
             WHERE a.grantee <> c.relowner
         ) AS acl ON true
         WHERE
-            n.nspname IN ('elsa_workflows', 'elsa_runtime')
-            AND c.relispartition
+            c.relispartition
             AND c.relkind IN ('r', 'p')
             AND (acl.grantee IS NOT NULL OR NOT (c.relrowsecurity AND c.relforcerowsecurity))
     LOOP

@@ -31,6 +31,10 @@ RETURNS trigger
 LANGUAGE plpgsql
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
+-- A session keeps the first plan. One made for a great many rows would read all keys for each one.
+SET jit = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
 AS $function$
 BEGIN
     DELETE FROM elsa_workflows.workflow_instance_keys AS k
@@ -53,9 +57,24 @@ BEGIN
 END
 $function$;
 
+CREATE OR REPLACE FUNCTION elsa_workflows.refuse_truncate()
+RETURNS trigger
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $function$
+BEGIN
+    RAISE EXCEPTION 'TRUNCATE of workflow_instances would leave their keys and children behind'
+    USING
+        ERRCODE = 'integrity_constraint_violation',
+        HINT = 'DELETE FROM elsa_workflows.workflow_instances.';
+END
+$function$;
+
 ALTER FUNCTION elsa_workflows.add_instance_keys() OWNER TO elsa_maintenance;
 ALTER FUNCTION elsa_workflows.remove_instance_keys() OWNER TO elsa_maintenance;
 ALTER FUNCTION elsa_workflows.keep_instance_identity() OWNER TO elsa_owner;
+ALTER FUNCTION elsa_workflows.refuse_truncate() OWNER TO elsa_owner;
+REVOKE ALL ON FUNCTION elsa_workflows.refuse_truncate() FROM PUBLIC;
 REVOKE ALL ON FUNCTION elsa_workflows.add_instance_keys() FROM PUBLIC;
 REVOKE ALL ON FUNCTION elsa_workflows.remove_instance_keys() FROM PUBLIC;
 REVOKE ALL ON FUNCTION elsa_workflows.keep_instance_identity() FROM PUBLIC;
@@ -69,3 +88,5 @@ COMMENT ON FUNCTION elsa_workflows.remove_instance_keys() IS
 'Trigger of workflow_instances: removes the keys of deleted instances, and by cascade their children.';
 COMMENT ON FUNCTION elsa_workflows.keep_instance_identity() IS
 'Trigger of workflow_instances: refuses to change what identifies an instance.';
+COMMENT ON FUNCTION elsa_workflows.refuse_truncate() IS
+'Trigger of workflow_instances: TRUNCATE would leave keys and children behind.';

@@ -21,19 +21,27 @@ BEGIN
             j.cron_name,
             j.schedule,
             j.database,
-            pg_catalog.format('SELECT elsa_jobs.run_due(%L)', j.name) AS command,
+            j.command,
             pg_catalog.bool_or(coalesce(c.active, true)) AS active
-        FROM elsa_jobs.job AS j
+        FROM (
+            SELECT
+                i.cron_name,
+                i.schedule,
+                i.database,
+                pg_catalog.format(
+                    CASE
+                        WHEN i.batched THEN 'CALL elsa_jobs.run_batches(%L)'
+                        ELSE 'SELECT elsa_jobs.run_due(%L)'
+                    END,
+                    i.name
+                ) AS command
+            FROM elsa_jobs.job AS i
+        ) AS j
         LEFT JOIN cron.job AS c ON j.cron_name = c.jobname AND c.username = 'elsa_jobs'
-        GROUP BY j.cron_name, j.schedule, j.database, j.name
+        GROUP BY j.cron_name, j.schedule, j.database, j.command
         HAVING
             pg_catalog.bool_and(
-                (c.schedule, c.database, c.command) IS DISTINCT FROM
-                (
-                    j.schedule,
-                    j.database,
-                    pg_catalog.format('SELECT elsa_jobs.run_due(%L)', j.name)
-                )
+                (c.schedule, c.database, c.command) IS DISTINCT FROM (j.schedule, j.database, j.command)
             )
     LOOP
         PERFORM cron.schedule_in_database(

@@ -40,10 +40,16 @@ ON elsa_workflows.workflow_instances (correlation_id)
 WHERE correlation_id IS NOT NULL;
 CREATE INDEX idx_workflow_instances_created_at
 ON elsa_workflows.workflow_instances (created_at);
+-- With what monitoring.workflow_performance asks for, so that it need not look at the rows where vacuum
+-- has been, nor a tenant's reader at other tenants' rows. Partial: an instance enters it when it
+-- finishes, so that inserting one does not write it.
 CREATE INDEX idx_workflow_instances_finished_at
-ON elsa_workflows.workflow_instances (finished_at);
+ON elsa_workflows.workflow_instances (finished_at) INCLUDE (tenant_id, definition_id, created_at)
+WHERE finished_at IS NOT NULL;
+-- With the tenant first: one index for all tenants together, which is small and read whole, and for
+-- one tenant, who reads only its part of it.
 CREATE INDEX idx_workflow_instances_active
-ON elsa_workflows.workflow_instances (status, created_at)
+ON elsa_workflows.workflow_instances (tenant_id, status, created_at)
 WHERE finished_at IS NULL AND faulted_at IS NULL;
 CREATE INDEX idx_workflow_instances_faulted_at
 ON elsa_workflows.workflow_instances (faulted_at)
@@ -78,6 +84,9 @@ BEFORE UPDATE ON elsa_workflows.workflow_instances
 FOR EACH ROW
 WHEN ((old.tenant_id, old.id, old.created_at) IS DISTINCT FROM (new.tenant_id, new.id, new.created_at))
 EXECUTE FUNCTION elsa_workflows.keep_instance_identity();
+CREATE TRIGGER workflow_instances_refuse_truncate
+BEFORE TRUNCATE ON elsa_workflows.workflow_instances
+FOR EACH STATEMENT EXECUTE FUNCTION elsa_workflows.refuse_truncate();
 
 COMMENT ON TABLE elsa_workflows.workflow_instances IS
 'Workflow executions, running and ended, by month of creation (UTC).';

@@ -3,6 +3,7 @@
 -- Where retention moves ended instances, with their records and what bookmarks they left. Column by
 -- column like the live tables, so that a report can UNION them; hardly any index, because an archive
 -- is written once. Partitioned as the live tables are; retention makes the months as it needs them.
+-- Each index is one of the live table's, so that a live month can be attached here without building.
 CREATE TABLE elsa_workflows.workflow_instances_archive (
     LIKE elsa_workflows.workflow_instances INCLUDING COMMENTS,
     archived_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
@@ -11,7 +12,7 @@ CREATE TABLE elsa_workflows.workflow_instances_archive (
 CREATE TABLE elsa_workflows.workflow_instances_archive_default
 PARTITION OF elsa_workflows.workflow_instances_archive DEFAULT;
 CREATE INDEX idx_workflow_instances_archive_definition_id
-ON elsa_workflows.workflow_instances_archive (definition_id);
+ON elsa_workflows.workflow_instances_archive (definition_id, status);
 CREATE INDEX idx_workflow_instances_archive_correlation_id
 ON elsa_workflows.workflow_instances_archive (correlation_id)
 WHERE correlation_id IS NOT NULL;

@@ -70,11 +70,11 @@ def status(stack: Stack = DEFAULT_STACK, as_json: Json = False) -> None:
 
 
 def _table(database: str, steps: list[Step]) -> Table:
-    table = Table("number", "name", "state", "applied (UTC)", "by", "ms", title=database)
+    table = Table("name", "state", "applied (UTC)", "by", "ms", title=database)
+    table.columns[0].overflow = "fold"
     for step in steps:
         row = step.applied
         table.add_row(
-            f"{step.version:04d}",
             step.name,
             Text(step.state, style=_STYLES.get(step.state, "bold red")),
             row.applied_at if row else "",

@@ -138,7 +138,8 @@ _ELSA = {
             c.relispartition AS partition,
             EXISTS (
                 SELECT FROM pg_attribute AS a
-                WHERE a.attrelid = c.oid AND a.attname = 'tenant_id' AND NOT a.attisdropped
+                WHERE a.attrelid = c.oid AND a.attname IN ('tenant_id', 'TenantId')
+                    AND NOT a.attisdropped
             ) AS tenants,
             ARRAY(
                 SELECT CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE pg_get_userbyid(a.grantee) END
@@ -146,11 +147,36 @@ _ELSA = {
                 FROM aclexplode(c.relacl) AS a WHERE a.grantee <> c.relowner
             ) AS grants
         FROM pg_class AS c JOIN pg_namespace AS n ON c.relnamespace = n.oid
-        WHERE n.nspname IN ('elsa_workflows', 'elsa_runtime') AND c.relkind IN ('r', 'p')""",
+        WHERE n.nspname IN ('elsa_workflows', 'elsa_runtime', 'ElsaExtensions')
+            AND c.relkind IN ('r', 'p')""",
     "policies": """
         SELECT p.schemaname || '.' || p.tablename AS relation, p.policyname AS policy,
             p.permissive, p.roles, p.cmd, p.qual, p.with_check
-        FROM pg_policies AS p""",
+        FROM pg_policies AS p
+        -- Elsa's own tables are an opt-in, with policies of their own.
+        WHERE p.schemaname NOT IN ('Elsa', 'quartz')""",
+    "views": """
+        SELECT n.nspname || '.' || c.relname AS relation
+        FROM pg_class AS c JOIN pg_namespace AS n ON c.relnamespace = n.oid
+        JOIN pg_roles AS o ON c.relowner = o.oid
+        WHERE c.relkind IN ('v', 'm') AND n.nspname !~ '^(pg_|information_schema$)'
+            AND (o.rolsuper OR o.rolbypassrls OR c.relkind = 'm')
+            AND NOT coalesce(
+                c.reloptions && ARRAY['security_invoker=true', 'security_invoker=on'], false
+            )
+            AND EXISTS (
+                SELECT FROM pg_depend AS d JOIN pg_rewrite AS r ON d.objid = r.oid
+                JOIN pg_attribute AS a ON d.refobjid = a.attrelid
+                WHERE r.ev_class = c.oid AND d.refclassid = 'pg_class'::regclass
+                    AND a.attname IN ('tenant_id', 'TenantId')
+            )""",
+    "large_objects": """
+        SELECT count(*) AS there,
+            has_function_privilege('public', 'pg_catalog.lo_create(oid)', 'EXECUTE')
+            OR has_function_privilege('public', 'pg_catalog.lo_creat(integer)', 'EXECUTE')
+            OR has_function_privilege('public', 'pg_catalog.lo_from_bytea(oid, bytea)', 'EXECUTE')
+                AS anybody
+        FROM pg_largeobject_metadata""",
     "migrations": "SELECT version, name, sha256 FROM elsapg.schema_migration",
     "default_rights": """
         SELECT coalesce(n.nspname, '') AS schema, pg_get_userbyid(d.defaclrole) AS owner,
@@ -172,8 +198,13 @@ _POSTGRES = {
         WHERE d.start_time > now() - interval '1 hour'""",
 }
 
+_WORKFLOWS = {
+    "months": """
+        SELECT table_name, months_ahead, default_rows, healthy FROM elsapg.partition_health""",
+}
+
 DATABASE_FACTS = {
     "postgres": _POSTGRES,
-    "elsa_workflows": {**_COMMON, **_ELSA},
+    "elsa_workflows": {**_COMMON, **_ELSA, **_WORKFLOWS},
     "elsa_runtime": {**_COMMON, **_ELSA},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -16,11 +17,14 @@ AGAIN = (
     "restore the policy from the table's migration in bootstrap_sql; until then, keep the "
     "application out"
 )
-TENANT = "NULLIF(current_setting('app.current_tenant_id'::text, true), ''::text)"
+COMPARED = re.compile(
+    r"""^\(\(?(tenant_id|"TenantId")\)?(::text)? = """
+    r"""NULLIF\(current_setting\('app.current_tenant_id'::text, true\), ''::text\)\)$"""
+)
 
 
 def test_row_security_is_forced(facts: Facts, database: str) -> None:
-    """Every table with a tenant_id has row-level security, forced on its owner too."""
+    """Every table with a tenant has row-level security, forced on its owner too."""
     none(
         (
             f"{r['relation']}: {'enabled, not forced' if r['enabled'] else 'off'}"
@@ -40,8 +44,7 @@ def test_policies_compare_the_tenant(facts: Facts, database: str) -> None:
         if p["policy"] == "tenant_isolation"
         and p["cmd"] == "ALL"
         and p["roles"] == ["public"]
-        and all("tenant_id" in p[c] and TENANT in p[c] for c in ("qual", "with_check") if p[c])
-        and p["with_check"]
+        and all(COMPARED.search(p[c] or "") for c in ("qual", "with_check"))
     }
     wanted = {r["relation"] for r in rows["tables"] if r["tenants"] and not r["partition"]}
     same(found, wanted, AGAIN)
@@ -58,6 +61,37 @@ def test_nobody_sees_all_but_administration(facts: Facts, database: str) -> None
             and (p["roles"], p["cmd"]) != (["monitoring"], "SELECT")
         ),
         f"DROP POLICY it; {AGAIN}",
+    )
+
+
+def test_views_see_with_their_readers_eyes(facts: Facts, database: str) -> None:
+    """No view shows a table with a tenant by the eyes of somebody who sees all tenants."""
+    none(
+        (v["relation"] for v in facts.database(database)["views"]),
+        "ALTER VIEW … SET (security_invoker = true)",
+    )
+
+
+def test_no_role_or_database_brings_a_tenant_along(facts: Facts, primary: str) -> None:
+    """Nobody's sessions begin as a tenant's: a transaction that names none sees nothing."""
+    none(
+        (
+            f"{r['role'] or 'everybody'} in {r['database'] or 'every database'}: {r['setting']}"
+            for r in facts.server(primary)["role_settings"]
+            if r["setting"].startswith("app.")
+        ),
+        "ALTER ROLE … RESET it, or ALTER DATABASE … RESET it",
+    )
+
+
+def test_there_are_no_large_objects(facts: Facts, database: str) -> None:
+    """Nobody can make a large object: they know no tenants, and one fails every pg_dump."""
+    [row] = facts.database(database)["large_objects"]
+    same(
+        row,
+        {"there": 0, "anybody": False},
+        "take them away by lo_unlink, and EXECUTE on lo_create, lo_creat and lo_from_bytea from "
+        "PUBLIC",
     )
 
 
@@ -160,3 +194,20 @@ def test_a_partition_cannot_be_read_directly(app: Any) -> None:
     except psycopg.errors.InsufficientPrivilege:
         return
     judge(False, f"elsa_app reads {TABLE}_default", f"REVOKE ALL ON TABLE {TABLE}_default")
+
+
+def test_a_session_leaves_nothing_in_the_pool(facts: Facts, pooler: str) -> None:
+    """What a client sets for its session, against the contract, does not reach the next client."""
+    setting = "app.elsapg_verify"  # any but the tenant's: this must not open the hole it looks for
+    door = (pooler, "elsa_app", "elsa_workflows")
+    look = f"SELECT pg_backend_pid(), nullif(current_setting('{setting}', true), '')"
+    for _ in range(5):  # until both come to the same server connection
+        with facts.connect(*door) as first, facts.connect(*door) as second:
+            pid = first.execute(
+                f"SELECT pg_backend_pid() FROM set_config('{setting}', 'left', false)"
+            ).fetchone()[0]
+            found = second.execute(look).fetchone()
+            first.execute(f"RESET {setting}")
+        if found[0] == pid:
+            return same(found[1], None, "server_reset_query_always in PgBouncer; run `elsapg up`")
+    return unjudged("no two clients came to the same server connection")

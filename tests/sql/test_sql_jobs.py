@@ -290,6 +290,183 @@ def test_the_jobs_role_cannot_log_in_or_schedule(server: Server) -> None:
             connection.execute("SELECT cron.schedule('mine', '* * * * *', 'SELECT 1')")
 
 
+@pytest.fixture
+def batches(server: Server) -> Iterator[str]:
+    """A daily batched job of five rows in batches of two, due since ten minutes ago.
+
+    Each row that it does remembers its transaction. elsa_jobs.effect.fail makes it fail there.
+    """
+    with server.connect(DATABASE) as connection:
+        connection.execute(
+            "CREATE TABLE elsa_jobs.effect (id integer, fail boolean DEFAULT false, xact xid8)"
+        )
+        connection.execute("INSERT INTO elsa_jobs.effect (id) SELECT generate_series(1, 5)")
+        connection.execute(
+            "CREATE FUNCTION elsa_jobs.effect_batch() RETURNS integer LANGUAGE plpgsql AS $$"
+            " DECLARE v_done integer; BEGIN"
+            " IF (SELECT bool_or(e.fail) FROM elsa_jobs.effect AS e WHERE e.xact IS NULL"
+            "  AND e.id <= 2 + (SELECT coalesce(max(d.id), 0) FROM elsa_jobs.effect AS d"
+            "  WHERE d.xact IS NOT NULL)) THEN RAISE division_by_zero; END IF;"
+            " UPDATE elsa_jobs.effect AS e SET xact = pg_current_xact_id() WHERE e.id IN"
+            "  (SELECT d.id FROM elsa_jobs.effect AS d WHERE d.xact IS NULL ORDER BY d.id LIMIT 2);"
+            " GET DIAGNOSTICS v_done = ROW_COUNT; RETURN nullif(v_done, 0); END $$"
+        )
+        connection.execute("GRANT SELECT, UPDATE ON elsa_jobs.effect TO elsa_jobs")
+        connection.execute("GRANT EXECUTE ON FUNCTION elsa_jobs.effect_batch() TO elsa_jobs")
+        connection.execute(
+            "INSERT INTO elsa_jobs.job"
+            " (database, name, schedule, command, batched, catch_up, since)"
+            " SELECT 'elsa_runtime', 'test-batches',"
+            " to_char(at, 'FMMI FMHH24 * * *'), 'SELECT elsa_jobs.effect_batch()', true, '1 hour',"
+            " now() - interval '20 minutes'"
+            " FROM (SELECT now() AT TIME ZONE 'UTC' - interval '10 minutes' AS at) AS x"
+        )
+    yield "test-batches"
+    with server.connect(DATABASE) as connection:
+        connection.execute("DELETE FROM elsa_jobs.job WHERE name = 'test-batches'")
+        connection.execute("DELETE FROM elsa_jobs.run WHERE job = 'test-batches'")
+        connection.execute("DROP FUNCTION elsa_jobs.effect_batch()")
+        connection.execute("DROP TABLE elsa_jobs.effect")
+
+
+LEDGER = "SELECT done, attempts, error, finished_at IS NOT NULL FROM elsa_jobs.run WHERE job = %s"
+TRANSACTIONS = "SELECT count(xact), count(DISTINCT xact) FROM elsa_jobs.effect"
+
+
+def test_batches_commit_one_by_one_and_are_counted(server: Server, batches: str) -> None:
+    with as_jobs(server) as connection:
+        connection.execute("CALL elsa_jobs.run_batches('test-batches')")
+        assert connection.execute(LEDGER, (batches,)).fetchall() == [(5, 1, None, True)]
+        assert connection.execute(TRANSACTIONS).fetchall() == [(5, 3)]
+        connection.execute("CALL elsa_jobs.run_batches('test-batches')")
+        assert connection.execute(LEDGER, (batches,)).fetchall() == [(5, 1, None, True)]
+    with server.connect(DATABASE, "monitoring") as connection:
+        status = connection.execute(
+            "SELECT last_done, last_succeeded_at IS NOT NULL, unfinished_since, overdue"
+            " FROM elsa_jobs.status WHERE job = %s",
+            (batches,),
+        ).fetchall()
+        assert status == [(5, True, None, False)]
+
+
+def test_interrupted_batches_go_on_where_they_stopped(server: Server, batches: str) -> None:
+    with as_jobs(server) as connection:
+        slot = one(connection, "SELECT elsa_jobs.due_slots(%s)", batches)
+        assert one(connection, "SELECT elsa_jobs.run_batch(%s, %s)", batches, slot)
+        with connection.transaction(force_rollback=True):  # as a crash would
+            assert one(connection, "SELECT elsa_jobs.run_batch(%s, %s)", batches, slot)
+        assert connection.execute(LEDGER, (batches,)).fetchall() == [(2, 1, None, False)]
+        assert one(
+            connection,
+            "SELECT unfinished_since IS NOT NULL FROM elsa_jobs.status WHERE job = %s", batches,
+        )  # fmt: skip
+        answers = [one(connection, "SELECT elsa_jobs.catch_up_batch()") for _ in range(3)]
+        assert answers == [1, 1, None]
+        assert connection.execute(LEDGER, (batches,)).fetchall() == [(5, 1, None, True)]
+        assert connection.execute(TRANSACTIONS).fetchall() == [(5, 3)]
+
+
+def test_a_failing_batch_keeps_those_before_it_and_is_tried_again(
+    server: Server, batches: str
+) -> None:
+    with server.connect(DATABASE, autocommit=True) as connection:
+        connection.execute("UPDATE elsa_jobs.effect SET fail = true WHERE id = 4")
+        connection.execute("SET SESSION AUTHORIZATION elsa_jobs")
+        connection.execute("SET client_min_messages = error")
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            connection.execute("CALL elsa_jobs.run_batches('test-batches')")
+        assert connection.execute(LEDGER, (batches,)).fetchall() == [(2, 1, None, False)]
+        # Once per catch-up, not for ever.
+        assert one(connection, "SELECT elsa_jobs.catch_up_batch()") is None
+        assert one(connection, "SELECT elsa_jobs.catch_up_batch()") is None
+        error = "22012 division_by_zero"
+        assert connection.execute(LEDGER, (batches,)).fetchall() == [(2, 2, error, False)]
+        connection.execute("RESET SESSION AUTHORIZATION")
+        connection.execute("UPDATE elsa_jobs.effect SET fail = false")
+        connection.execute("SET SESSION AUTHORIZATION elsa_jobs")
+        connection.execute("CALL elsa_jobs.run_batches('test-batches')")
+        assert connection.execute(LEDGER, (batches,)).fetchall() == [(5, 3, None, True)]
+        assert connection.execute(TRANSACTIONS).fetchall() == [(5, 3)]
+
+
+def test_the_first_catch_up_leaves_batches_that_run_elsewhere(server: Server, batches: str) -> None:
+    with as_jobs(server) as first, as_jobs(server) as second:
+        slot = one(first, "SELECT elsa_jobs.due_slots(%s)", batches)
+        with first.transaction():
+            assert one(first, "SELECT elsa_jobs.run_batch(%s, %s)", batches, slot)
+            assert not one(second, "SELECT elsa_jobs.run_batch(%s, %s)", batches, slot)
+            assert one(second, "SELECT elsa_jobs.catch_up_batch()") is None
+            second.execute("CALL elsa_jobs.run_batches('test-batches')")
+    assert server.rows(TRANSACTIONS, database=DATABASE) == [(2, 1)]
+
+
+def test_each_kind_of_job_is_run_its_way_only(server: Server, job: str) -> None:
+    with as_jobs(server) as connection:
+        with pytest.raises(psycopg.errors.WrongObjectType, match="does not run in batches"):
+            connection.execute("CALL elsa_jobs.run_batches('test-job')")
+        with server.connect(DATABASE) as owner:
+            owner.execute("UPDATE elsa_jobs.job SET batched = true WHERE name = 'test-job'")
+        with pytest.raises(psycopg.errors.WrongObjectType, match="runs in batches"):
+            connection.execute("SELECT elsa_jobs.run_due('test-job')")
+    assert effects(server) == 0
+
+
+def test_the_documents_jobs_are_there_at_their_times(server: Server) -> None:
+    jobs = server.rows(
+        "SELECT jobname, schedule, database, command FROM cron.job"
+        " WHERE jobname ~ '^(cleanup|create|mark)' ORDER BY 1"
+    )
+    cleanup = "CALL elsa_jobs.run_batches('cleanup-old-data')"
+    assert jobs == [
+        ("cleanup-old-data", "0 2 * * *", "elsa_workflows", cleanup),
+        ("cleanup-old-data@elsa_runtime", "0 2 * * *", "elsa_runtime", cleanup),
+        (
+            "create-monthly-partitions", "15 0 * * *", "elsa_workflows",
+            "SELECT elsa_jobs.run_due('create-monthly-partitions')",
+        ),
+        (
+            "mark-dead-workers@elsa_runtime", "* * * * *", "elsa_runtime",
+            "SELECT elsa_jobs.run_due('mark-dead-workers')",
+        ),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("database", ["postgres", "elsa_workflows", "elsa_runtime"])
+def test_every_command_of_the_list_works_as_elsa_jobs(server: Server, database: str) -> None:
+    commands = server.rows(
+        "SELECT command FROM elsa_jobs.job WHERE database = current_database()", database=database
+    )
+    assert commands
+    with server.connect(database) as connection:
+        connection.execute("SET SESSION AUTHORIZATION elsa_jobs")
+        for (command,) in commands:
+            connection.execute(command.encode())
+        connection.rollback()
+
+
+@pytest.mark.slow
+def test_pg_cron_runs_batches_with_commits(server: Server, batches: str) -> None:
+    with server.connect("postgres", autocommit=True) as connection:
+        connection.execute(
+            "SELECT cron.schedule_in_database('test-batches', '* * * * *',"
+            " 'CALL elsa_jobs.run_batches(''test-batches'')', 'elsa_runtime', 'elsa_jobs')"
+        )
+        try:
+            deadline = time.monotonic() + 90
+            while server.rows(LEDGER, (batches,), database=DATABASE) != [(5, 1, None, True)]:
+                assert time.monotonic() < deadline, server.rows(
+                    "SELECT status, return_message FROM elsa_jobs.cron_run"
+                    " WHERE jobname = 'test-batches'"
+                )
+                time.sleep(0.5)
+        finally:
+            connection.execute(
+                "SELECT cron.unschedule(j.jobid) FROM cron.job AS j"
+                " WHERE j.jobname = 'test-batches'"
+            )
+    assert server.rows(TRANSACTIONS, database=DATABASE) == [(5, 3)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("database", ["elsa_workflows", "elsa_runtime"])
 def test_the_heartbeat_beats_in_its_database_as_elsa_jobs(server: Server, database: str) -> None:
@@ -304,7 +481,7 @@ def test_the_heartbeat_beats_in_its_database_as_elsa_jobs(server: Server, databa
         )
     assert beats
     with server.connect("elsa_runtime", "monitoring") as connection:
-        assert one(connection, "SELECT count(*) FROM elsa_jobs.status") == 3
+        assert one(connection, "SELECT count(*) FROM elsa_jobs.status") == 6
     with server.connect("postgres", "monitoring") as connection:
         runs = connection.execute(
             "SELECT DISTINCT username, status FROM elsa_jobs.cron_run WHERE database = %s"

@@ -12,6 +12,8 @@ from typing import Any
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sql_server import Server
 
 pytestmark = pytest.mark.docker
@@ -47,19 +49,23 @@ def resource() -> str:
     return f"resource-{random.getrandbits(64):x}"
 
 
+@pytest.mark.parametrize("zone", [*ZONES[:3], "mixed"])
 @pytest.mark.parametrize("level", [*LEVELS, "mixed"])
 def test_32_clients_never_overlap_and_tokens_grow(
-    server: Server, resource: str, level: str
+    server: Server, resource: str, level: str, zone: str
 ) -> None:
     """Each holder notes when it was told yes and when it began to let go, by one clock."""
     held: list[tuple[float, float, int]] = []
     problems: list[str] = []
-    stop = time.monotonic() + 3
+    begin = threading.Barrier(CLIENTS)
 
     def work(number: int) -> None:
         own = LEVELS[number % 3] if level == "mixed" else level
+        there = ZONES[number % len(ZONES)] if zone == "mixed" else zone
         try:
-            with client(server, own, ZONES[number % len(ZONES)]) as connection:
+            with client(server, own, there) as connection:
+                begin.wait(60)
+                stop = time.monotonic() + 2
                 while time.monotonic() < stop:
                     lock = f"{number}-{time.monotonic_ns()}"
                     try:
@@ -92,7 +98,7 @@ def test_32_clients_never_overlap_and_tokens_grow(
         thread.join()
     assert problems == []
     held.sort()
-    assert len(held) > 20
+    assert len(held) > 5
     for earlier, later in itertools.pairwise(held):
         assert earlier[1] <= later[0], "two holders at once"
         assert earlier[2] < later[2], "a later holder has a lower token"
@@ -237,3 +243,193 @@ def test_reports_cannot_lock(server: Server, resource: str) -> None:
         ),
     ):
         call(connection, "acquire_lock", resource, "one", "me", 1)
+
+
+# --- crashes, open transactions, ends -----------------------------------------------------------
+
+
+def test_a_crashed_holders_lock_lasts_until_its_end(server: Server, resource: str) -> None:
+    with client(server) as other:
+        with client(server) as holder:
+            assert call(holder, "acquire_lock", resource, "one", "me", 2) is True
+            server.value("SELECT pg_terminate_backend(%s)", (holder.info.backend_pid,))
+        assert call(other, "acquire_lock", resource, "two", "other", 60) is False
+        deadline = time.monotonic() + 10
+        while not call(other, "acquire_lock", resource, "two", "other", 60):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_a_crash_before_the_commit_leaves_no_lock(server: Server, resource: str) -> None:
+    with client(server) as other:
+        with client(server) as holder:
+            holder.execute("BEGIN")
+            assert call(holder, "acquire_lock", resource, "one", "me", 60) is True
+            server.value("SELECT pg_terminate_backend(%s, 5000)", (holder.info.backend_pid,))
+            holder.close()
+        assert call(other, "acquire_lock", resource, "two", "other", 60) is True
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("known", [True, False])
+def test_a_lease_that_ends_in_an_open_transaction_is_nobodys_until_it_commits(
+    server: Server, resource: str, level: str, known: bool
+) -> None:
+    with client(server) as holder, client(server, level) as other:
+        if known:  # the name has a row already
+            call(holder, "acquire_lock", resource, "zero", "me", 60)
+            call(holder, "release_lock", resource, "zero", "me")
+        other.execute("SET statement_timeout = '2s'")
+        with holder.transaction():
+            assert call(holder, "acquire_lock", resource, "one", "me", 1) is True
+            holder.execute("SELECT pg_sleep(1.1)")
+            assert call(other, "acquire_lock", resource, "two", "other", 60) is False
+        assert call(holder, "renew_lock", resource, "one", "me", 60) is False
+        assert call(other, "acquire_lock", resource, "two", "other", 60) is True
+
+
+@pytest.mark.parametrize("change", ["renew_lock", "release_lock"])
+def test_nobody_waits_for_a_holder_that_is_slow_to_commit(
+    server: Server, resource: str, change: str
+) -> None:
+    """Also not once the lease that others still see has ended."""
+    with client(server) as holder, client(server) as other:
+        other.execute("SET statement_timeout = '2s'")
+        assert call(holder, "acquire_lock", resource, "one", "me", 1) is True
+        with holder.transaction():
+            more = (60,) if change == "renew_lock" else ()
+            assert call(holder, change, resource, "one", "me", *more) is True
+            assert call(other, "acquire_lock", resource, "two", "other", 60) is False
+            holder.execute("SELECT pg_sleep(1.1)")
+            assert call(other, "acquire_lock", resource, "two", "other", 60) is False
+        assert call(other, "acquire_lock", resource, "two", "other", 60) is (
+            change == "release_lock"
+        )
+
+
+def test_a_rolled_back_release_releases_nothing(server: Server, resource: str) -> None:
+    with client(server) as holder, client(server) as other:
+        assert call(holder, "acquire_lock", resource, "one", "me", 60) is True
+        with holder.transaction(force_rollback=True):
+            assert call(holder, "release_lock", resource, "one", "me") is True
+        assert call(other, "acquire_lock", resource, "two", "other", 60) is False
+        assert call(holder, "renew_lock", resource, "one", "me", 60) is True
+
+
+@pytest.mark.parametrize("stranger", [("one", "other"), ("two", "me"), ("two", "other")])
+def test_a_stranger_can_neither_renew_nor_release(
+    server: Server, resource: str, stranger: tuple[str, str]
+) -> None:
+    with client(server) as connection:
+        assert call(connection, "acquire_lock", resource, "one", "me", 60) is True
+        assert call(connection, "acquire_lock", resource, *stranger, 60) is False
+        assert call(connection, "renew_lock", resource, *stranger, 60) is False
+        assert call(connection, "release_lock", resource, *stranger) is False
+        assert call(connection, "renew_lock", resource, "one", "me", 60) is True
+
+
+def test_a_no_writes_nothing(server: Server, resource: str) -> None:
+    with client(server) as holder, client(server) as other, other.transaction():
+        assert call(holder, "acquire_lock", resource, "one", "me", 60) is True
+        assert call(other, "acquire_lock", resource, "two", "other", 60) is False
+        assert call(other, "renew_lock", resource, "two", "other", 60) is False
+        assert call(other, "release_lock", resource, "two", "other") is False
+        row = other.execute("SELECT pg_current_xact_id_if_assigned()").fetchone()
+        assert row == (None,)
+
+
+# --- arguments ----------------------------------------------------------------------------------
+
+# PostgreSQL has no NUL in text, and no lone surrogates in UTF-8.
+NAMES = st.none() | st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=300),
+    st.sampled_from(["", " ", "x" * 255, "x" * 256, "ä" * 255, "\N{GRINNING FACE}" * 255]),
+)
+SECONDS = st.none() | st.one_of(
+    st.integers(-(2**31), 2**31 - 1), st.sampled_from([0, 1, 86400, 86401])
+)
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    names=st.tuples(NAMES, NAMES, NAMES),
+    seconds=SECONDS,
+    level=st.sampled_from(LEVELS),
+    zone=st.sampled_from(ZONES),
+)
+def test_every_argument_is_either_meant_or_refused(
+    server: Server,
+    names: tuple[str | None, str | None, str | None],
+    seconds: int | None,
+    level: str,
+    zone: str,
+) -> None:
+    missing = None in names or seconds is None
+    wrong = any(n is not None and not 1 <= len(n) <= 255 for n in names) or (
+        seconds is not None and not 1 <= seconds <= 86400
+    )
+    with client(server, level, zone) as connection:
+        if missing or wrong:
+            for function in ("acquire_lock", "acquire_fenced_lock", "renew_lock"):
+                with pytest.raises(psycopg.Error) as caught:
+                    call(connection, function, *names, seconds)
+                assert caught.value.sqlstate in {"22004"} | ({"22023"} if wrong else set())
+                assert missing or caught.value.sqlstate == "22023"
+            return
+        assert call(connection, "acquire_lock", *names, seconds) is True
+        row = connection.execute(
+            "SELECT extract(epoch FROM expires_at - clock_timestamp())::float8"
+            " FROM elsa_runtime.distributed_locks WHERE resource_name = %s",
+            (names[0],),
+        ).fetchone()
+        assert row is not None
+        assert seconds - 5 < row[0] <= seconds
+        assert call(connection, "renew_lock", *names, seconds) is True
+        assert call(connection, "release_lock", *names) is True
+        assert call(connection, "release_lock", *names) is False
+
+
+# --- storage ------------------------------------------------------------------------------------
+
+
+def test_a_lock_is_updated_in_place(server: Server, resource: str) -> None:
+    def counted() -> tuple[int, int]:
+        return server.rows(
+            "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables"
+            " WHERE relid = 'elsa_runtime.distributed_locks'::regclass",
+            database="elsa_runtime",
+        )[0]
+
+    with client(server) as connection:
+        call(connection, "acquire_lock", resource, "one", "me", 60)
+        connection.execute("SELECT pg_stat_force_next_flush()")
+        before = counted()
+        for _ in range(100):
+            assert call(connection, "release_lock", resource, "one", "me")
+            assert call(connection, "acquire_lock", resource, "one", "me", 60)
+        connection.execute("SELECT pg_stat_force_next_flush()")
+        after = counted()
+    assert after[0] - before[0] == 200
+    assert after[1] - before[1] == 200
+
+
+def test_the_purge_reads_the_index_on_expires_at(server: Server) -> None:
+    with server.connect("elsa_runtime") as connection:
+        connection.execute(
+            "INSERT INTO elsa_runtime.distributed_locks"
+            " (resource_name, lock_id, locked_by, expires_at)"
+            " SELECT 'plan-' || n, 'l', 'w', now() - make_interval(mins => 50000 - n)"
+            " FROM generate_series(1, 50000) AS n"
+        )
+        connection.execute(
+            "SELECT brin_summarize_new_values('elsa_runtime.idx_distributed_locks_expires_at')"
+        )
+        connection.execute("ANALYZE elsa_runtime.distributed_locks")
+        rows = connection.execute(
+            "EXPLAIN SELECT ctid FROM elsa_runtime.distributed_locks"
+            " WHERE expires_at < now() - interval '34 days' LIMIT 1000 FOR UPDATE SKIP LOCKED"
+        ).fetchall()
+        connection.rollback()
+    assert "on idx_distributed_locks_expires_at" in "\n".join(row[0] for row in rows)

@@ -130,7 +130,7 @@ def test_only_names_groups_and_checks() -> None:
     wanted = f"{INFRA / 'test_processes.py'}::test_every_unit_runs"
     assert service.select(INFRA, ["test_every_unit_runs"]) == [wanted]
     assert service.select(INFRA, ["every_unit_runs[pg-1]"]) == [f"{wanted}[pg-1]"]
-    with pytest.raises(UsageError, match="no such group or check; groups: archive, audit, bootstrap"):
+    with pytest.raises(UsageError, match="no such group or check; groups: archive, audit,"):
         service.select(INFRA, ["nonsense"])
 
 
