@@ -338,10 +338,13 @@ RETURNS regclass
 LANGUAGE plpgsql
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
+SET standard_conforming_strings = on
 AS $function$
 DECLARE
     v_parent CONSTANT regclass := 'elsa_workflows.workflow_definitions';
     v_bound text := format('FOR VALUES IN (%L)', p_tenant_id);
+    -- As pg_get_expr writes it, to compare with: %L writes E'…' where there is a backslash.
+    v_shown text := format('FOR VALUES IN (''%s'')', replace(p_tenant_id, '''', ''''''));
     v_condition text := format('tenant_id = %L', p_tenant_id);
     v_there regclass;
     v_name text;
@@ -355,7 +358,7 @@ BEGIN
     SELECT c.oid::regclass INTO v_there
     FROM pg_inherits AS i
     INNER JOIN pg_class AS c ON i.inhrelid = c.oid
-    WHERE i.inhparent = v_parent AND pg_get_expr(c.relpartbound, c.oid) = v_bound;
+    WHERE i.inhparent = v_parent AND pg_get_expr(c.relpartbound, c.oid) = v_shown;
     IF FOUND THEN
         RETURN v_there;
     END IF;

@@ -201,6 +201,9 @@ _POSTGRES = {
 _WORKFLOWS = {
     "months": """
         SELECT table_name, months_ahead, default_rows, healthy FROM elsapg.partition_health""",
+    "elsa_tables": """
+        SELECT table_name::text AS relation, is_enabled, is_complete
+        FROM elsapg.elsa_row_security""",
 }
 
 DATABASE_FACTS = {

@@ -84,6 +84,17 @@ def test_no_role_or_database_brings_a_tenant_along(facts: Facts, primary: str) -
     )
 
 
+def test_elsas_own_tables_are_all_isolated_or_none(facts: Facts) -> None:
+    """Row-level security on Elsa's own tables, an opt-in, covers every one of them or none."""
+    rows = facts.database("elsa_workflows")["elsa_tables"]
+    if any(r["is_enabled"] for r in rows):
+        none(
+            (f"{r['relation']} is not covered" for r in rows if not r["is_complete"]),
+            "an upgrade of Elsa brought it: elsapg psql elsa_migrator -c "
+            "'SELECT elsapg.enable_elsa_row_security()'",
+        )
+
+
 def test_there_are_no_large_objects(facts: Facts, database: str) -> None:
     """Nobody can make a large object: they know no tenants, and one fails every pg_dump."""
     [row] = facts.database(database)["large_objects"]

@@ -255,6 +255,130 @@ sql_breakage(
     database="elsa_workflows",
 )
 
+sql_breakage(
+    "view_with_its_owners_eyes",
+    "tenants",
+    red={"tenants: test_views_see_with_their_readers_eyes[elsa_workflows]"},
+    breaks="CREATE VIEW public.report AS SELECT id FROM elsa_workflows.bookmarks;"
+    " GRANT SELECT ON public.report TO elsa_readonly",
+    mends="DROP VIEW public.report",
+    database="elsa_workflows",
+)
+sql_breakage(
+    "role_that_brings_a_tenant",
+    "tenants",
+    "audit",
+    red={
+        "tenants: test_no_role_or_database_brings_a_tenant_along",
+        "audit: test_nobody_is_exempt",
+        "audit: test_no_key_is_stored_in_the_database",
+    },
+    breaks="ALTER ROLE elsa_jobs SET app.current_tenant_id = 'a';"
+    " ALTER ROLE elsa_jobs SET app.encryption_keys = 'x';"
+    " ALTER ROLE elsa_jobs SET pgaudit.log = 'none'",
+    mends="ALTER ROLE elsa_jobs RESET app.current_tenant_id;"
+    " ALTER ROLE elsa_jobs RESET app.encryption_keys;"
+    " ALTER ROLE elsa_jobs RESET pgaudit.log",
+)
+sql_breakage(
+    "large_objects_for_everybody",
+    "tenants",
+    red={"tenants: test_there_are_no_large_objects[elsa_runtime]"},
+    breaks="GRANT EXECUTE ON FUNCTION lo_creat(integer) TO PUBLIC",
+    mends="REVOKE EXECUTE ON FUNCTION lo_creat(integer) FROM PUBLIC",
+    database="elsa_runtime",
+)
+sql_breakage(
+    "row_security_of_elsa_in_part",
+    "tenants",
+    red={"tenants: test_elsas_own_tables_are_all_isolated_or_none"},
+    breaks='CREATE TABLE "Elsa"."A" ("TenantId" text); CREATE TABLE "Elsa"."B" ("TenantId" text);'
+    ' ALTER TABLE "Elsa"."A" ENABLE ROW LEVEL SECURITY',
+    mends='DROP TABLE "Elsa"."A", "Elsa"."B"',
+    database="elsa_workflows",
+)
+
+
+@breakage("tenants", red={f"tenants: test_a_session_leaves_nothing_in_the_pool[{POOLER}]"})
+def sessions_not_cleaned(stack: Stack) -> Iterator[None]:
+    stack.console(POOLER, "SET server_reset_query_always = 0")
+    try:
+        yield
+    finally:
+        # What was left in the sessions goes with them.
+        stack.console(POOLER, "SET server_reset_query_always = 1")
+        stack.console(POOLER, "RECONNECT")
+
+
+# -- audit, monitoring, partitions -------------------------------------------------------------
+
+sql_breakage(
+    "users_not_audited",
+    "audit",
+    red={
+        "audit: test_writes_to_users_are_audited",
+        "audit: test_ddl_is_told_with_its_objects[elsa_workflows]",
+    },
+    breaks="REVOKE UPDATE ON elsa_workflows.users FROM elsa_auditor;"
+    " ALTER EVENT TRIGGER pgaudit_sql_drop DISABLE",
+    mends="GRANT UPDATE ON elsa_workflows.users TO elsa_auditor;"
+    " ALTER EVENT TRIGGER pgaudit_sql_drop ENABLE",
+    database="elsa_workflows",
+)
+sql_breakage(
+    "monitoring_sees_too_much",
+    "monitoring",
+    red={
+        "monitoring: test_views_show_what_their_reader_may_see[elsa_workflows]",
+        "monitoring: test_monitoring_reads_no_data",
+        "monitoring: test_conditions_on_json_can_use_their_indexes",
+    },
+    breaks="GRANT SELECT (workflow_state) ON elsa_workflows.workflow_instances TO monitoring;"
+    " ALTER VIEW monitoring.active_workflows RESET (security_invoker);"
+    " ALTER FUNCTION jsonb_contains(jsonb, jsonb) NOT LEAKPROOF",
+    mends="REVOKE SELECT (workflow_state) ON elsa_workflows.workflow_instances FROM monitoring;"
+    " ALTER VIEW monitoring.active_workflows SET (security_invoker = true);"
+    " ALTER FUNCTION jsonb_contains(jsonb, jsonb) LEAKPROOF",
+    database="elsa_workflows",
+)
+sql_breakage(
+    "view_gone",
+    "monitoring",
+    red={"monitoring: test_the_views_answer[elsa_workflows]"},
+    breaks="ALTER VIEW monitoring.slow_activities RENAME TO gone",
+    mends="ALTER VIEW monitoring.gone RENAME TO slow_activities",
+    database="elsa_workflows",
+)
+
+
+@breakage(
+    "partitions",
+    red={
+        "partitions: test_months_are_there_ahead",
+        "partitions: test_no_row_lies_outside_all_months",
+    },
+)
+def months_gone(stack: Stack) -> Iterator[None]:
+    insert = (
+        "INSERT INTO elsa_workflows.workflow_instances"
+        " (id, definition_id, definition_version, workflow_state, status, created_at)"
+        " VALUES ('elsapg-verify', 'd', 1, '{}', 'Running', '2001-01-01')"
+    )
+    [[month]] = stack.sql(
+        "SELECT to_regclass('elsa_workflows.activity_execution_records'"
+        " || to_char(now() AT TIME ZONE 'UTC', '_YYYY_MM'))",
+        database="elsa_workflows",
+    )
+    stack.sql(insert, f"DROP TABLE {month}", database="elsa_workflows")
+    try:
+        yield
+    finally:
+        stack.sql(
+            "DELETE FROM elsa_workflows.workflow_instances WHERE id = 'elsapg-verify'",
+            "SELECT elsa_workflows.create_monthly_partitions()",
+            database="elsa_workflows",
+        )
+
 
 # -- roles and rights --------------------------------------------------------------------------
 

@@ -420,7 +420,9 @@ def test_a_tenants_definitions_move_into_its_partition(server: Server) -> None:
                 min_size=1,
                 max_size=255,
             ),
-            st.sampled_from(["a-b", "a_b", "A-B", "default", "x" * 255, "x" * 254, "'; DROP", "ü"]),
+            st.sampled_from(
+                ["a-b", "a_b", "A-B", "default", "x" * 255, "x" * 254, "'; DROP", "ü", "\\", "\\'"]
+            ),
         ),
         min_size=1,
         max_size=4,
