@@ -134,6 +134,8 @@ CREATE OR REPLACE FUNCTION elsapg.guard_partitions()
 RETURNS event_trigger
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
+-- It runs while DDL holds its locks: compiling its query would take longer than the query.
+SET jit = off
 AS $function$
 DECLARE
     v_partition record;

@@ -2,7 +2,7 @@
 -- elsapg: after=migrations
 
 -- Deletes what has had its time in elsa_runtime, for all tenants. Each call is one bounded batch;
--- cleanup_old_data (063_retention.sql) loops over them and commits in between, so that no run holds
+-- cleanup_old_data (068_retention_runtime.sql) loops over them and commits in between, so that no run holds
 -- locks, or keeps vacuum from its work, for long. They run as elsa_maintenance, whom row-level
 -- security does not bind. Rows that somebody is using are passed over until the next run.
 
