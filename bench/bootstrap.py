@@ -20,15 +20,12 @@ def run(runs: int | None = None) -> Path:
     on = machine()
     found: list[dict[str, float]] = []
     for number in range(runs or 5):
-        server = sql_server.start()
-        try:
+        with sql_server.running() as server:
             times = []
             for _ in range(2):
                 began = time.monotonic()
                 server.bootstrap(log=lambda _line: None)
                 times.append(time.monotonic() - began)
-        finally:
-            sql_server.docker("rm", "--force", server.container, check=False)
         found.append({"first": times[0], "again": times[1]})
         print(f"bootstrap {number + 1}: {times[0]:.2f} s, {times[1]:.2f} s", flush=True)
     rows: list[list[object]] = []

@@ -10,13 +10,10 @@ from __future__ import annotations
 import statistics
 import subprocess
 import tempfile
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import psycopg
 
 from tests.sql import sql_server
 from tests.sql.sql_server import Server, docker
@@ -55,26 +52,12 @@ def disk_server() -> Iterator[Server]:
             "--publish", "127.0.0.1::5432", "--shm-size", "1g", "--volume", f"{name}:/bench",
             "--entrypoint", "bash", sql_server.find_image(), "-c", START,
         )  # fmt: skip
-        port = int(docker("port", name, "5432/tcp").splitlines()[0].rsplit(":", 1)[1])
-        server = Server(name, port)
-        _wait(server)
+        server = sql_server.reach(name)
         server.bootstrap(log=lambda _line: None)
         yield server
     finally:
         docker("rm", "--force", "--volumes", name, check=False)
         docker("volume", "rm", "--force", name, check=False)
-
-
-def _wait(server: Server) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            server.connect().close()
-            return
-        except psycopg.OperationalError as error:
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"no server after 60 s: {server.logs()}") from error
-            time.sleep(0.2)
 
 
 def pgbench(

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,30 +85,10 @@ class Run:
     p99: float
 
 
-@contextmanager
-def durable_server() -> Iterator[Server]:
-    """As `sql_server.start`, but with fsync, and on the container's disk instead of memory."""
-    begin = sql_server.START.replace("fsync=off", "fsync=on")
-    before = sql_server.START
-    sql_server.START = begin.replace("/tmp/pgdata", "/var/lib/postgresql/bench")
-    try:
-        server = sql_server.start()
-    finally:
-        sql_server.START = before
-    try:
-        yield server
-    finally:
-        docker("rm", "--force", server.container, check=False)
-
-
-@contextmanager
-def fast_server() -> Iterator[Server]:
-    """The tests' server: in memory, without fsync."""
-    server = sql_server.start()
-    try:
-        yield server
-    finally:
-        docker("rm", "--force", server.container, check=False)
+# As the tests' server, but with fsync, and on the container's disk instead of memory.
+DURABLE = sql_server.START.replace("fsync=off", "fsync=on").replace(
+    "/tmp/pgdata", "/var/lib/postgresql/bench"
+)
 
 
 def prepare(server: Server) -> None:
@@ -214,8 +193,8 @@ def run(runs: int | None = None) -> Path:
     on = machine()
     rows: list[list[object]] = []
     data: dict[str, object] = {"seconds_per_run": SECONDS}
-    for storage, server_of in (("off", fast_server), ("on", durable_server)):
-        with server_of() as server:
+    for storage, start in (("off", sql_server.START), ("on", DURABLE)):
+        with sql_server.running(start) as server:
             prepare(server)
             found = compare(server, runs or RUNS)
         rows += _rows(storage, found)

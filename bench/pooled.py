@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
+
+import psycopg
 
 from bench.record import machine, spread, table, write
 from elsapg.definition import topology as t
+from elsapg.errors import MissingError
 from elsapg.services import connect
 from elsapg.services.deployment import Deployment
 
@@ -34,19 +39,6 @@ SCRIPTS = {
     " VALUES (:id::bigint::text, 'bench', 'bench', 'bench', 'bench', 'bench');\nCOMMIT;\n",
 }
 CLIENTS = (1, 32)
-
-
-def _environment(c: connect.Connection) -> dict[str, str]:
-    words = {
-        "PGHOST": c.addresses[0][0],
-        "PGPORT": str(c.addresses[0][1]),
-        "PGDATABASE": c.database,
-        "PGUSER": c.role,
-        "PGPASSWORD": c.password,
-        "PGSSLMODE": "verify-full",
-        "PGSSLROOTCERT": str(c.ca_file),
-    }
-    return {**os.environ, **words}
 
 
 def _pgbench(env: dict[str, str], script: str, clients: int) -> tuple[float, float]:
@@ -73,7 +65,10 @@ def run(deployment: Deployment, runs: int | None = None) -> Path:
     """Measure through the first pooler of a running stack, and write the result down."""
     on = machine()
     pooler = t.pooler_names(deployment.settings)[0]
-    env = _environment(connect.connection(deployment, "elsa_app"))
+    if shutil.which("pgbench") is None:
+        raise MissingError("pgbench is not on this machine: install postgresql-client")
+    app = connect.connection(deployment, "elsa_app")
+    env = {**os.environ, **connect.variables(replace(app, addresses=app.addresses[:1]))}
     found: dict[str, dict[str, list[tuple[float, float]]]] = {}
     try:
         for name, script in SCRIPTS.items():
@@ -88,11 +83,9 @@ def run(deployment: Deployment, runs: int | None = None) -> Path:
                 print(name, clients, both, flush=True)
     finally:
         deployment.pooler_console(pooler, "RELOAD")
-        subprocess.run(
-            ["psql", "-qc", "DELETE FROM elsa_workflows.triggers WHERE hash = 'bench'"],
-            env=_environment(connect.connection(deployment, "elsa_host")),
-            check=False,
-        )
+        host = connect.connection(deployment, "elsa_host")
+        with psycopg.connect(connect.libpq(host)) as connection:
+            connection.execute("DELETE FROM elsa_workflows.triggers WHERE hash = 'bench'")
     rows: list[list[object]] = []
     for name, both in found.items():
         pairs = list(zip(both["0"], both["1"], strict=True))

@@ -131,9 +131,9 @@ def _quoted(value: str) -> str:
     return f"'{value.replace(chr(39), chr(39) * 2)}'" if set(value) & set(";='\" ") else value
 
 
-def environment(c: Connection) -> str:
-    """libpq's environment variables, one a line, quoted for a shell to `source` or `eval`."""
-    words = {
+def variables(c: Connection) -> dict[str, str]:
+    """libpq's environment variables; PGPASSWORD is a secret."""
+    return {
         "PGHOST": ",".join(host for host, _ in c.addresses),
         "PGPORT": ",".join(str(port) for _, port in c.addresses),
         "PGDATABASE": c.database,
@@ -142,7 +142,11 @@ def environment(c: Connection) -> str:
         "PGSSLMODE": "verify-full",
         "PGSSLROOTCERT": str(c.ca_file),
     }
-    return "\n".join(f"{key}={shlex.quote(value)}" for key, value in words.items())
+
+
+def environment(c: Connection) -> str:
+    """libpq's environment variables, one a line, quoted for a shell to `source` or `eval`."""
+    return "\n".join(f"{key}={shlex.quote(value)}" for key, value in variables(c).items())
 
 
 FORMATS = {"libpq": libpq, "npgsql": npgsql, "env": environment}

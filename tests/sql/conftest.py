@@ -5,25 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from sql_server import Server, docker, start
+from sql_server import Server, running
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """A bootstrapped server, shared by all tests; a test leaves it as it found it."""
-    server = start()
-    try:
+    with running() as server:
         server.bootstrap()
         yield server
-    finally:
-        docker("rm", "--force", server.container, check=False)
 
 
 @pytest.fixture
 def empty_server() -> Iterator[Server]:
     """A server of one's own, not bootstrapped."""
-    server = start()
-    try:
+    with running() as server:
         yield server
-    finally:
-        docker("rm", "--force", server.container, check=False)

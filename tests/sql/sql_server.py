@@ -10,7 +10,8 @@ import os
 import subprocess
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,25 +117,31 @@ class Server:
         return bootstrap(self.connect, sql_dir, passwords or PASSWORDS, log, **options)
 
 
-def start() -> Server:
+@contextmanager
+def running(start: str = START) -> Iterator[Server]:
+    """A new server, begun by the shell script `start`; gone at the end, whatever happens."""
     name = f"elsapg-test-sql-{uuid.uuid4().hex[:8]}"
-    docker(
-        "run", "--detach", "--rm", "--name", name, "--label", LABEL, "--user", "postgres",
-        "--publish", "127.0.0.1::5432", "--tmpfs", "/tmp:exec,mode=1777",
-        "--entrypoint", "bash", find_image(), "-c", START,
-    )  # fmt: skip
     try:
-        port = int(docker("port", name, "5432/tcp").splitlines()[0].rsplit(":", 1)[1])
-        server = Server(name, port)
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                server.connect().close()
-                return server
-            except psycopg.OperationalError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.2)
-    except BaseException:
+        docker(
+            "run", "--detach", "--rm", "--name", name, "--label", LABEL, "--user", "postgres",
+            "--publish", "127.0.0.1::5432", "--tmpfs", "/tmp:exec,mode=1777",
+            "--entrypoint", "bash", find_image(), "-c", start,
+        )  # fmt: skip
+        yield reach(name)
+    finally:
         docker("rm", "--force", name, check=False)
-        raise
+
+
+def reach(container: str) -> Server:
+    """The server in a container, once it answers."""
+    port = int(docker("port", container, "5432/tcp").splitlines()[0].rsplit(":", 1)[1])
+    server = Server(container, port)
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            server.connect().close()
+            return server
+        except psycopg.OperationalError as error:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"no server after 60 s: {server.logs()}") from error
+            time.sleep(0.2)
