@@ -16,7 +16,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from sql_server import PASSWORDS, SQL_DIR, Server, docker, start
+from sql_server import PASSWORDS, SQL_DIR, Server, docker, running
 
 from elsapg.errors import LockedError, NotDeployedError
 from elsapg.runner import migrations
@@ -136,8 +136,7 @@ def test_apply_script_and_up_make_the_same_databases(
 ) -> None:
     empty = without_migrations(tmp_path / "empty")
     team = Team(empty_server, SQL_DIR)
-    other = start()
-    try:
+    with running() as other:
         for one in (empty_server, other):
             one.bootstrap(empty)
         everything = {name: [p.name for p in sorted((SQL_DIR / name).glob("*.sql"))]
@@ -167,8 +166,6 @@ def test_apply_script_and_up_make_the_same_databases(
             assert dump(other, database) == dump(server, database)
             query = "SELECT DISTINCT applied_by FROM elsapg.schema_migration"
             assert other.rows(query, database=database) == [("elsa_migrator",)]
-    finally:
-        docker("rm", "--force", other.container, check=False)
 
 
 # --- one file at a time ------------------------------------------------------------------------
