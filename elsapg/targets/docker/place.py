@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import pulumi
@@ -127,7 +126,7 @@ def _volumes(stack: str, settings: Settings, units: tuple[t.Unit, ...]) -> dict[
 def _files(secrets: pulumi.Output[Secrets], render: Any) -> pulumi.Output[list[dict[str, Any]]]:
     def rendered(known: Secrets) -> list[dict[str, Any]]:
         files: tuple[File, ...] = render(known)
-        return [asdict(file) for file in files]
+        return [{"path": f.path, "content": f.content, "mode": f.mode} for f in files]
 
     return secrets.apply(rendered)
 
