@@ -87,9 +87,9 @@ def holding(where: str, tls: Path, say: Say = lambda _: None) -> Iterator[list[s
     opened: list[Gate] = []
     try:
         context = tls_context(tls)
-        found = _each([where], _resolve, OPEN_S, say, late=lambda _: None)
+        found = _each([where], resolve, OPEN_S, say, late=lambda _: None)
         opened = _each(
-            found[0] if found else [], lambda a: _open(a, context), OPEN_S, say, late=Gate.close
+            found[0] if found else [], lambda a: open_gate(a, context), OPEN_S, say, late=Gate.close
         )
     except OSError as error:
         say(f"no pool is held: this node's certificate cannot be used: {error}")
@@ -103,13 +103,15 @@ def holding(where: str, tls: Path, say: Say = lambda _: None) -> Iterator[list[s
             gate.close()
 
 
-def _resolve(where: str) -> list[Address]:
+def resolve(where: str) -> list[Address]:
+    """Every address that HOST:PORT stands for."""
     host, _, port = where.rpartition(":")
     found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
     return list(dict.fromkeys((str(address[0]), int(address[1])) for *_, address in found))
 
 
-def _open(address: Address, context: ssl.SSLContext) -> Gate:
+def open_gate(address: Address, context: ssl.SSLContext) -> Gate:
+    """A gate that is ready to be told to pause. Raises OSError, GateError."""
     gate = Gate(address, context)
     try:
         gate.expect("ready", OPEN_S)

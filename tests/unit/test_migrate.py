@@ -275,7 +275,7 @@ def answered(sql_dir: Path, monkeypatch: pytest.MonkeyPatch) -> list[Applied]:
     history: list[Applied] = []
     target = SimpleNamespace(root=sql_dir.parent, settings=stackfile.load({}, "test"))
     monkeypatch.setattr("elsapg.cli.migrate.deployment", lambda stack: target)
-    monkeypatch.setattr(migrate, "connector", lambda deployment: None)
+    monkeypatch.setattr(migrate, "connector", lambda *_: None)
     monkeypatch.setattr(migrate, "status", lambda *_: stands(sql_dir, history))
     return history
 

@@ -27,8 +27,11 @@ class Forward:
 
     def wait(self) -> None:
         """Until it leads nowhere any more: the pod that it led to is gone."""
-        while self.follower.line(None) is not None:
-            pass
+        self.follower.wait()
+
+    def ends_within(self, seconds: float) -> bool:
+        """Whether it leads nowhere any more, or will not in a moment."""
+        return self.follower.wait(seconds)
 
 
 @contextlib.contextmanager

@@ -46,6 +46,7 @@ class Follower:
     def __init__(self, process_: subprocess.Popen[str]) -> None:
         self._process = process_
         self._lines: queue.Queue[str | None] = queue.Queue()
+        self._over = threading.Event()
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
@@ -53,6 +54,11 @@ class Follower:
         for line in self._process.stdout:
             self._lines.put(line.rstrip("\n"))
         self._lines.put(None)
+        self._over.set()
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until it has ended; whether it has."""
+        return self._over.wait(seconds)
 
     def line(self, patience: float | None) -> str | None:
         """The next line; None at the end. Raises TimeoutError after `patience` seconds."""
