@@ -240,7 +240,10 @@ def _holds(
     """Whether a key pair is what it should be, for long enough."""
     if not data.get("tls.crt") or not data.get("tls.key"):
         return False
-    found = pki.describe(data["tls.crt"])
+    try:
+        found = pki.describe(data["tls.crt"])
+    except ValueError:
+        return False
     return (
         found.common_name == pair
         and set(found.names) == set(names)
