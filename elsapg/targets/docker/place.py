@@ -27,13 +27,15 @@ CONTEXTS: Mapping[str, tuple[str, ...]] = {
     "s3": (".elsapg/bin/versitygw", "images/bin/s3"),
     "postgres": (
         "images/bin/handover",
+        "images/bin/reload-on-change",
         "elsapg/__init__.py",
         "elsapg/runner/__init__.py",
+        "elsapg/runner/gates.py",
         "elsapg/runner/handover.py",
         "elsapg/runner/patroni.py",
     ),
     "haproxy": (),
-    "pgbouncer": ("images/bin/pool-gate",),
+    "pgbouncer": ("images/bin/gate", "images/bin/pool-gate", "images/bin/reload-on-change"),
     "runner": ("elsapg/__init__.py", "elsapg/errors.py", "elsapg/runner", "bootstrap_sql"),
 }
 
