@@ -16,11 +16,10 @@ import pytest
 from elsapg import pki, stackfile
 from elsapg.cli import main
 from elsapg.definition.secrets import PASSWORD_ROLES
-from elsapg.errors import DeploymentError, MissingError, NotDeployedError, UsageError
-from elsapg.services import process
+from elsapg.errors import NotDeployedError, UsageError
 from elsapg.services import secrets as service
 from elsapg.targets.kubernetes.secret_objects import Place, needed
-from tests.unit.kubernetes_stacks import LEAST, merged, project, rendered
+from tests.unit.kubernetes_stacks import LEAST, merged, project, rendered, settings
 
 NAMESPACE = "elsapg-least"
 ACCESS, SECRET = "ACCESS-KEY", "SECRET-KEY-OF-S3"
@@ -41,7 +40,7 @@ class FakeCluster:
         self.arguments += arguments
         match arguments:
             case ("get", "secret", *rest):
-                assert "--ignore-not-found" in rest and NAMESPACE in rest
+                assert "--ignore-not-found" in rest
                 found = [s for name, s in self.secrets.items() if name in rest]
                 if len(found) == 1:
                     return json.dumps(found[0])
@@ -405,29 +404,10 @@ def test_a_broken_secret_is_named(root: Path, cluster: FakeCluster, text: str) -
         service.apply(root, "least", cluster=cluster)
 
 
-# -- kubectl -----------------------------------------------------------------------------------
-
-
-def test_the_context_and_the_failure(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[list[str]] = []
-
-    def run(command: list[str], **_options: Any) -> process.Completed:
-        given.append(command)
-        if "fail" in command:
-            raise process.CommandFailedError("kubectl", "failed (exit 1)", "no route to host")
-        return process.Completed(tuple(command), 0, "out", "")
-
-    monkeypatch.setattr(process, "run", run)
-    monkeypatch.setattr(process, "find", lambda _name: Path("/usr/bin/kubectl"))
-    project(root, {"least": merged(LEAST, {"kubernetes": {"context": "east"}})})
-    kubectl = service.kubectl(stackfile.read(root, "least"))
-    assert kubectl("get", "secret") == "out"
-    assert given == [["kubectl", "--context", "east", "get", "secret"]]
-    with pytest.raises(DeploymentError, match="no route to host: check that KUBECONFIG"):
-        kubectl("fail")
-    monkeypatch.setattr(process, "find", lambda _name: None)
-    with pytest.raises(MissingError, match="kubectl"):
-        service.kubectl(stackfile.read(root, "least"))
+def test_it_works_in_the_stacks_namespace_and_context(root: Path) -> None:
+    found = settings({"kubernetes": {"context": "east", "namespace": "db"}})
+    kubectl = service.kubectl(Place("least", found, {})).__self__  # type: ignore[attr-defined]
+    assert (kubectl.stack, kubectl.namespace, kubectl.context) == ("least", "db", "east")
 
 
 def test_the_command_prints_names_and_no_values(
@@ -437,7 +417,7 @@ def test_the_command_prints_names_and_no_values(
     monkeypatch.setenv("ELSAPG_S3_ACCESS_KEY", ACCESS)
     monkeypatch.setenv("ELSAPG_S3_SECRET_KEY", SECRET)
     made = FakeCluster()
-    monkeypatch.setattr(service, "kubectl", lambda _settings: made)
+    monkeypatch.setattr(service, "kubectl", lambda _place: made)
     assert main(["secrets", "apply", "--stack", "least"]) == 0
     told = capsys.readouterr().out
     assert "made     tls-pgbouncer-auth" in told
