@@ -24,6 +24,7 @@ from pathlib import Path
 from elsapg import process, stackfile
 from elsapg.errors import ElsapgError, MissingError
 from elsapg.services import workspace
+from elsapg.services.check import Check
 from elsapg.services.places import Places, write_private
 from elsapg.settings import Settings
 from elsapg.targets.docker.daemon import BASE_IMAGE, STACK_LABEL
@@ -39,16 +40,6 @@ PULUMI_MODULE = "github.com/pulumi/pulumi/pkg/v3"
 _GIB = 1024**3
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that this machine must have."""
-
-    name: str
-    ok: bool
-    found: str
-    way_out: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,6 +107,10 @@ def examine(root: Path, stack: str) -> list[Check]:
         checks += [_disk(root), _memory()]
         if settings is not None:
             checks += _ports(stack, settings)
+    if settings is not None and settings.target == "kubernetes":
+        from elsapg.services import cluster  # noqa: PLC0415 - which the docker target need not pay
+
+        checks += cluster.examine(root, stack, settings)
     if any(not check.ok and check.name in ("pulumi", "versitygw") for check in checks):
         checks.append(_go())
     return checks

@@ -105,6 +105,10 @@ class Kubectl:
         limit = f"--request-timeout={ANSWERS_WITHIN_S}s"
         return self._run([limit, *words], stdin, timeout).stdout
 
+    def ask(self, *words: str) -> process.Completed:
+        """As `run`, where a failure is an answer as well."""
+        return self._run([f"--request-timeout={ANSWERS_WITHIN_S}s", *words], None, 60, check=False)
+
     def json(self, *words: str) -> Any:
         """What `get` and the like answer, parsed."""
         return json.loads(self.run(*words, "--output=json"))
