@@ -177,7 +177,9 @@ class Target:
         outputs = self.deployment.outputs
         found = list(outputs["passwords"].values())
         found += outputs["encryption_keys"]["keys"].values()
-        pgbackrest = self.deployment.hosts.run("runner", "cat", "/etc/elsapg/pgbackrest.conf")
+        pgbackrest = self.deployment.hosts.run(
+            "runner", "cat", "/etc/elsapg/pgbackrest.d/secrets.conf"
+        )
         for line in pgbackrest.output.splitlines():
             key, _, value = line.partition("=")
             if key in ("repo1-s3-key", "repo1-s3-key-secret", "repo1-cipher-pass"):

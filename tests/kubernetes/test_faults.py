@@ -1,4 +1,4 @@
-"""The primary goes, or is asked to: nothing acknowledged is lost, and what is planned fails nobody."""
+"""The primary goes, or is asked to: nothing acknowledged is lost, what is planned fails nobody."""
 
 from __future__ import annotations
 

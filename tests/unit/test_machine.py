@@ -104,7 +104,11 @@ def test_a_port_of_this_stack_is_no_trouble(places: Places, tmp_path: Path) -> N
 
 
 def test_a_kubernetes_stack_needs_no_docker(places: Places) -> None:
-    (places.root / "stacks/Pulumi.local.yaml").write_text("config: {elsapg:target: kubernetes}\n")
+    (places.root / "stacks/Pulumi.local.yaml").write_text(
+        "config:\n  elsapg:target: kubernetes\n"
+        "  elsapg:kubernetes: {registry: registry.example.com}\n"
+        "  elsapg:archive: {endpoint: s3.example.com}\n"
+    )
     names = {c.name for c in machine.examine(places.root, "local")}
     assert not {"docker", "versitygw", "disk"} & names
 

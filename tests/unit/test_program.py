@@ -334,12 +334,6 @@ def test_tasks_run_again_when_their_image_or_files_change(local: Run) -> None:
         assert {"image", "files", "command", "timeout_s"} <= task.inputs.keys()
 
 
-def test_a_target_that_is_not_there_is_refused() -> None:
-    settings = Settings.model_validate({"target": "kubernetes"})
-    with pytest.raises(UsageError, match="set elsapg:target to docker"):
-        program(STACK, settings, Path("/nowhere"))
-
-
 @pytest.mark.parametrize("target", ["docker", "kubernetes"])
 @pytest.mark.parametrize(
     "database",

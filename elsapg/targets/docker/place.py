@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import pulumi
@@ -28,13 +27,15 @@ CONTEXTS: Mapping[str, tuple[str, ...]] = {
     "s3": (".elsapg/bin/versitygw", "images/bin/s3"),
     "postgres": (
         "images/bin/handover",
+        "images/bin/reload-on-change",
         "elsapg/__init__.py",
         "elsapg/runner/__init__.py",
+        "elsapg/runner/gates.py",
         "elsapg/runner/handover.py",
         "elsapg/runner/patroni.py",
     ),
     "haproxy": (),
-    "pgbouncer": ("images/bin/pool-gate",),
+    "pgbouncer": ("images/bin/gate", "images/bin/pool-gate", "images/bin/reload-on-change"),
     "runner": ("elsapg/__init__.py", "elsapg/errors.py", "elsapg/runner", "bootstrap_sql"),
 }
 
@@ -125,7 +126,7 @@ def _volumes(stack: str, settings: Settings, units: tuple[t.Unit, ...]) -> dict[
 def _files(secrets: pulumi.Output[Secrets], render: Any) -> pulumi.Output[list[dict[str, Any]]]:
     def rendered(known: Secrets) -> list[dict[str, Any]]:
         files: tuple[File, ...] = render(known)
-        return [asdict(file) for file in files]
+        return [{"path": f.path, "content": f.content, "mode": f.mode} for f in files]
 
     return secrets.apply(rendered)
 
