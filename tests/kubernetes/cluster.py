@@ -16,7 +16,7 @@ import json
 import os
 import tarfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -70,10 +70,19 @@ class Cluster:
         self, *words: str, stdin: str | None = None, timeout: float = 60, check: bool = True
     ) -> str:
         """What kubectl prints; raises CommandFailedError with what it says when it fails."""
-        return process.run(
-            ["kubectl", "--kubeconfig", self.kubeconfig, *words],
-            stdin=stdin, timeout=timeout, check=check,
-        ).stdout  # fmt: skip
+        return self._kubectl(words, stdin, timeout, check).stdout
+
+    def try_kubectl(
+        self, *words: str, stdin: str | None = None, timeout: float = 60
+    ) -> process.Completed:
+        """The same for what may fail, or must."""
+        return self._kubectl(words, stdin, timeout, False)
+
+    def _kubectl(
+        self, words: Sequence[str], stdin: str | None, timeout: float, check: bool
+    ) -> process.Completed:
+        command = ["kubectl", "--kubeconfig", self.kubeconfig, *words]
+        return process.run(command, stdin=stdin, timeout=timeout, check=check)
 
 
 def name_of(root: Path) -> str:
