@@ -163,7 +163,7 @@ def render(root: Path, name: str) -> Rendered:
     place = Place(name, found, {})
     return Rendered(
         files=_files(m for m in manifests if m["kind"] != "Secret"),
-        missing=_missing(place, manifests),
+        missing={n: secret_objects.needed(place)[n] for n in secret_objects.made_by_hand(place)},
     )
 
 
@@ -183,13 +183,6 @@ def file_name(manifest: Manifest) -> str:
     kind = manifest["kind"]
     [order] = [i for i, kinds in enumerate(_ORDER) if kind in kinds]
     return f"{order:02d}-{kind.lower()}-{manifest['metadata']['name']}.yaml"
-
-
-def _missing(place: Place, manifests: list[Manifest]) -> dict[str, str]:
-    made = {m["spec"]["secretName"] for m in manifests if m["kind"] == "Certificate"} | {
-        m["metadata"]["name"] for m in manifests if m["kind"] == "ExternalSecret"
-    }
-    return {n: kind for n, kind in secret_objects.needed(place).items() if n not in made}
 
 
 class _Dumper(yaml.SafeDumper):

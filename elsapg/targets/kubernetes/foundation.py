@@ -5,7 +5,7 @@ from __future__ import annotations
 import pulumi
 
 from elsapg.definition import topology as t
-from elsapg.targets.kubernetes.objects import KEEP, Component, Place
+from elsapg.targets.kubernetes.objects import KEEP, Component, Manifest, Place
 
 NODES, POOLERS, RUNNER = "pg", "pgbouncer", "runner"
 COMPONENTS = (NODES, POOLERS, RUNNER)
@@ -22,20 +22,9 @@ class Foundation(Component):
     def __init__(self, place: Place) -> None:
         super().__init__("foundation", place)
         keep = place.settings.protect
-        namespace = {
-            "apiVersion": "v1",
-            "kind": "Namespace",
-            "metadata": {
-                "name": place.namespace,
-                "labels": {
-                    **place.labels(),
-                    **{f"{_POD_SECURITY}/{m}": "restricted" for m in ("enforce", "audit", "warn")},
-                    f"{_POD_SECURITY}/enforce-version": "latest",
-                },
-                **({"annotations": KEEP} if keep else {}),
-            },
-        }
-        self.namespace = self.add(namespace, pulumi.ResourceOptions(protect=keep), name="namespace")
+        self.namespace = self.add(
+            namespace_manifest(place), pulumi.ResourceOptions(protect=keep), name="namespace"
+        )
         inside = pulumi.ResourceOptions(depends_on=[self.namespace])
         self.accounts = [
             self.add(
@@ -70,6 +59,18 @@ class Foundation(Component):
         )
         self.binding = self.add(binding, pulumi.ResourceOptions(depends_on=[role]))
         self.done()
+
+
+def namespace_manifest(place: Place) -> Manifest:
+    """The stack's own namespace, in which nothing that is privileged may run."""
+    levels = {f"{_POD_SECURITY}/{mode}": "restricted" for mode in ("enforce", "audit", "warn")}
+    metadata: Manifest = {
+        "name": place.namespace,
+        "labels": {**place.labels(), **levels, f"{_POD_SECURITY}/enforce-version": "latest"},
+    }
+    if place.settings.protect:
+        metadata["annotations"] = KEEP
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
 
 
 def _rules(place: Place) -> list[dict[str, list[str]]]:

@@ -55,6 +55,14 @@ def needed(place: Place) -> dict[str, str]:
     return values | {tls_secret(pair): "kubernetes.io/tls" for pair in key_pair_names(place)}
 
 
+def made_by_hand(place: Place) -> tuple[str, ...]:
+    """Of the needed ones those that neither External Secrets nor cert-manager brings."""
+    k = place.settings.kubernetes
+    values = () if k.secrets == "external" else VALUES
+    pairs = () if k.cert_manager else [tls_secret(pair) for pair in key_pair_names(place)]
+    return (*values, *pairs)
+
+
 def secret_manifest(place: Place, name: str, data: Any) -> Manifest:
     """A Secret; `data` is text by key, or Pulumi's promise of it."""
     kind = "kubernetes.io/tls" if name == CA_KEY else needed(place)[name]
