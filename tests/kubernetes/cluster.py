@@ -60,6 +60,8 @@ class Cluster:
     # Names of the nodes, which are names of containers too; none for a cluster that is not ours.
     control: str
     workers: tuple[str, ...]
+    # Where the nodes are: whoever comes by a NodePort comes from there.
+    network: str
 
     @property
     def ours(self) -> bool:
@@ -99,7 +101,8 @@ def running_cluster(root: Path, say: Say) -> Iterator[Cluster]:
     theirs = os.environ.get("KUBECONFIG")
     found = load(root)
     if theirs and (found is None or theirs != found.kubeconfig):
-        yield Cluster(theirs, os.environ.get("ELSAPG_TEST_REGISTRY", ""), (0, 0), "", ())
+        registry = os.environ.get("ELSAPG_TEST_REGISTRY", "")
+        yield Cluster(theirs, registry, (0, 0), "", (), "0.0.0.0/0")
         return
     if found is not None:
         yield found
@@ -149,7 +152,7 @@ def up(root: Path, say: Say, workers: int = WORKERS) -> Cluster:
     write_private(kubeconfig, files.authority.kubeconfig(f"127.0.0.1:{api}", files.admin))
     cluster = Cluster(
         str(kubeconfig), registry, (ports.start, ports.stop - 1), nodes[0].name,
-        tuple(node.name for node in nodes[1:]),
+        tuple(node.name for node in nodes[1:]), f"{prefix}.0/24",
     )  # fmt: skip
     system.prepare(cluster, nodes, READY_TIMEOUT_S)
     write_private(_record(root), json.dumps(asdict(cluster), indent=2) + "\n")

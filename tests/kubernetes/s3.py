@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,27 +35,37 @@ class S3:
 
 
 def start(cluster: Cluster, root: Path) -> S3:
-    """Bring it up; returns when it answers."""
+    """Bring it up, or find it: a stack that was kept goes on with its bucket."""
+    found = cluster.try_kubectl("-n", NAMESPACE, "get", "secret", "s3", "-o", "json")
+    if found.code == 0:
+        kept = json.loads(found.stdout)["data"]
+        data = {key: base64.b64decode(value).decode() for key, value in kept.items()}
+    else:
+        data = _deploy(cluster, root)
+    wait = ("rollout", "status", "deployment/s3", "--timeout=90s")
+    cluster.kubectl("-n", NAMESPACE, *wait, timeout=100)
+    return S3(f"{HOST}:{PORT}", data["ca.crt"], data["access-key"], data["secret-key"])
+
+
+def _deploy(cluster: Cluster, root: Path) -> dict[str, str]:
     authority = Authority()
     pair = authority.issue("s3", hosts=(HOST,))
-    made = S3(f"{HOST}:{PORT}", authority.certificate, secrets.token_hex(10), secrets.token_hex(20))
-    text = (Path(__file__).parent / "s3.yaml").read_text(encoding="utf-8")
+    data = {
+        "access-key": secrets.token_hex(10),
+        "secret-key": secrets.token_hex(20),
+        "tls.crt": pair.certificate,
+        "tls.key": pair.key,
+        "ca.crt": authority.certificate,
+    }
     secret = {
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": {"name": "s3", "namespace": NAMESPACE},
-        "stringData": {
-            "access-key": made.access_key,
-            "secret-key": made.secret_key,
-            "tls.crt": pair.certificate,
-            "tls.key": pair.key,
-        },
+        "stringData": data,
     }
+    text = (Path(__file__).parent / "s3.yaml").read_text(encoding="utf-8")
     apply(cluster, text.replace("IMAGE", _push(cluster, root)) + "---\n" + yaml.safe_dump(secret))
-    cluster.kubectl("-n", NAMESPACE, "rollout", "restart", "deployment/s3")
-    wait = ("rollout", "status", "deployment/s3", "--timeout=90s")
-    cluster.kubectl("-n", NAMESPACE, *wait, timeout=100)
-    return made
+    return data
 
 
 def _push(cluster: Cluster, root: Path) -> str:

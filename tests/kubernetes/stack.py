@@ -7,7 +7,6 @@ rendered, secrets made in the cluster, everything applied server-side.
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import json
 import os
 import shutil
@@ -29,10 +28,7 @@ from tests.kubernetes.cluster import Cluster
 from tests.stacks import elsapg
 
 STACK = "test-kubernetes"
-# Where kubernetes.io/tls and Opaque Secrets, and everything else, have to be there first.
 READY_TIMEOUT_S = 300
-# Writers on this machine come by a NodePort, so from the control plane's address: any is let in.
-_ANYWHERE = "0.0.0.0/0"
 
 
 @dataclass
@@ -230,14 +226,17 @@ def prepare(
     cluster: Cluster, root: Path, bucket: s3.S3, name: str, **settings: Mapping[str, Any]
 ) -> Stack:
     """A stack's file, ready to be pushed, rendered and applied."""
+    # What a person would have set for the CLI.
     os.environ["KUBECONFIG"] = cluster.kubeconfig
+    os.environ["ELSAPG_S3_ACCESS_KEY"] = bucket.access_key
+    os.environ["ELSAPG_S3_SECRET_KEY"] = bucket.secret_key
     groups: dict[str, Any] = {
         "postgres": {"memory_mb": 768, "cpus": 1},
         "archive": {"endpoint": bucket.endpoint, "ca": bucket.ca, "bucket": s3.BUCKET},
         "kubernetes": {
             "registry": cluster.registry,
             "secrets": "cluster",
-            "application_cidrs": [str(ipaddress.ip_network(_ANYWHERE))],
+            "application_cidrs": [cluster.network],
             "pool_names": ["localhost"],
         },
     }
