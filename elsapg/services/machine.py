@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from elsapg import stackfile
+from elsapg import process, stackfile
 from elsapg.errors import ElsapgError, MissingError
-from elsapg.services import process, workspace
+from elsapg.services import workspace
 from elsapg.services.places import Places, write_private
 from elsapg.settings import Settings
 from elsapg.targets.docker.daemon import BASE_IMAGE, STACK_LABEL

@@ -22,8 +22,8 @@ from xml.etree import ElementTree
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from elsapg import process
 from elsapg.errors import MissingError, NotDeployedError, UsageError
-from elsapg.services import process
 from elsapg.services.deployment import Deployment
 from elsapg.services.places import Places, write_private
 from elsapg.services.verify_plugin import RESULTS

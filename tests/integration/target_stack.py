@@ -16,9 +16,9 @@ import psycopg
 import yaml
 from docker.models.containers import Container
 
-from elsapg import stackfile
+from elsapg import process, stackfile
 from elsapg.definition.secrets import PASSWORD_ROLES
-from elsapg.services import connect, process, status, workspace
+from elsapg.services import connect, status, workspace
 from elsapg.services.deployment import Deployment
 from elsapg.targets.docker import daemon as d
 from tests.stacks import ROOT

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from elsapg import process
 from elsapg.errors import MissingError
-from elsapg.services import machine, process
+from elsapg.services import machine
 from elsapg.services.places import Places
 from tests.unit.conftest import write_command
 
