@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from elsapg import pki, stackfile
+from elsapg import pki, process, stackfile
 from elsapg.definition import topology as t
 from elsapg.definition.files import tls_secret
 from elsapg.definition.secrets import (
@@ -31,7 +31,6 @@ from elsapg.definition.secrets import (
     new_secret,
 )
 from elsapg.errors import DeploymentError, MissingError, NotDeployedError, UsageError
-from elsapg.services import process
 from elsapg.settings import Settings
 from elsapg.targets.kubernetes.foundation import namespace_manifest
 from elsapg.targets.kubernetes.objects import Place

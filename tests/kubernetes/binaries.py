@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from elsapg import process
 from elsapg.errors import MissingError
-from elsapg.services import process
 from elsapg.services.places import write_private
 
 COMMANDS = (

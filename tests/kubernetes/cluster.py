@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from elsapg import process
 from elsapg.errors import ElsapgError
-from elsapg.services import process
 from elsapg.services.places import write_private
 from elsapg.targets.docker.daemon import BASE_IMAGE
 from tests.kubernetes import binaries, system

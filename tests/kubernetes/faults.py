@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 
-from elsapg.services import process
+from elsapg import process
 from tests.chaos.faults import Subject, wait_for
 from tests.kubernetes.stack import Stack
 

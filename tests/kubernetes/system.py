@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from elsapg import process
 from elsapg.errors import ElsapgError, UnhealthyError
-from elsapg.services import process
 from tests.kubernetes.machine_files import Node
 
 if TYPE_CHECKING:
