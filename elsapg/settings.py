@@ -486,10 +486,11 @@ class KubernetesSettings(_Model):
     cert_manager: bool = Field(
         default=False, description="Certificates by cert-manager, not by the toolkit's own CA."
     )
-    cert_manager_issuer: Reference = Field(
+    cert_manager_issuer: str | None = Field(
         default=None,
-        description="Issuer/NAME or ClusterIssuer/NAME of a private CA; a CA of the stack's own "
-        "if unset.",
+        pattern=rf"^{_DNS_NAME}$",
+        description="An Issuer in the namespace, for this stack alone: who gets a certificate of "
+        "it in the name of a role can log in as that role. A CA of the stack's own if unset.",
     )
     monitoring: bool = Field(
         default=False, description="PodMonitor and PrometheusRule for the Prometheus operator."
@@ -519,7 +520,10 @@ class KubernetesSettings(_Model):
     api_server_cidrs: Cidrs = Field(
         default=(), description="Where the API server is; anywhere (ports 443, 6443) if unset."
     )
-    s3_cidrs: Cidrs = Field(default=(), description="Where S3 is; anywhere if unset.")
+    s3_cidrs: Cidrs = Field(
+        default=(),
+        description="Where S3 is (and, with web-id, the cloud's token service); anywhere if unset.",
+    )
     s3_ports: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = Field(
         default=(), description="Ports of S3's pods, where S3 is a Service that maps its port."
     )

@@ -253,16 +253,13 @@ def _kubernetes(s: Settings) -> Iterator[Finding]:
             "is needed where secrets is 'external': SecretStore/NAME or ClusterSecretStore/NAME",
             "kubernetes.secrets",
         )
-    kinds = {
-        "secret_store": ("SecretStore", "ClusterSecretStore"),
-        "cert_manager_issuer": ("Issuer", "ClusterIssuer"),
-    }
-    for name, known in kinds.items():
-        value = getattr(k, name)
-        if value is not None and value.partition("/")[0] not in known:
-            yield _finding(
-                f"kubernetes.{name}", repr(value), f"must begin with {known[0]}/ or {known[1]}/"
-            )
+    stores = ("SecretStore", "ClusterSecretStore")
+    if k.secret_store is not None and k.secret_store.partition("/")[0] not in stores:
+        yield _finding(
+            "kubernetes.secret_store",
+            repr(k.secret_store),
+            "must be SecretStore/NAME or ClusterSecretStore/NAME",
+        )
     needs = (
         ("secret_store", k.secret_store, k.secrets == "external", "secrets is 'external'"),
         ("secret_prefix", k.secret_prefix, k.secrets == "external", "secrets is 'external'"),

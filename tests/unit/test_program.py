@@ -162,13 +162,13 @@ def docker_answers() -> Iterator[None]:
         yield
 
 
-def run(settings: Settings, name: str = STACK) -> Run:
+def run(settings: Settings, name: str = STACK, root: Path = Path("/nowhere")) -> Run:
     monitor = Monitor()
     mocks.set_mocks(Made(), project="elsapg", stack=name, monitor=monitor)
     # A new root, for outputs are collected on it.
     pulumi.runtime.settings.set_root_resource(None)  # type: ignore[arg-type]
     _sync_await(
-        stack.run_in_stack(lambda: program(name, settings, Path("/nowhere")))  # type: ignore[arg-type]
+        stack.run_in_stack(lambda: program(name, settings, root))  # type: ignore[arg-type]
     )
     assert len({r.key for r in monitor.seen}) == len(monitor.seen), "a logical name twice"
     return Run({r.key: r for r in monitor.seen}, monitor.exports)

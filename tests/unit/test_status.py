@@ -12,7 +12,8 @@ from elsapg import stackfile
 from elsapg.errors import NotDeployedError, UnhealthyError
 from elsapg.services import status
 from elsapg.services.backups import Backup
-from elsapg.targets.docker.hosts import UnitState
+from elsapg.targets.docker.hosts import DockerHosts
+from elsapg.targets.hosts import UnitState
 
 UNITS = (
     *("etcd-1", "s3", "pg-1", "pg-2", "pg-1-agent", "pg-2-agent"),
@@ -43,8 +44,11 @@ class Healthy:
         self.archiver = ["000000010000000000000003", "12.5", "0"]
         self.paused = "0"
 
-    def physical(self, unit: str) -> str:
-        return f"elsapg-test-{unit}"
+    def shell(self, unit: str, *command: str) -> str:
+        return DockerHosts("test").shell(unit, *command)
+
+    def remedy(self, unit: str) -> str:
+        return DockerHosts("test").remedy(unit)
 
     def states(self) -> dict[str, UnitState]:
         return self.units

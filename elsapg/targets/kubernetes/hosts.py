@@ -82,7 +82,7 @@ class KubernetesHosts:
 
     def remedy(self, unit: str) -> str:
         if unit.startswith(POOLERS):
-            what = ("pods", "-l", f"{COMPONENT}={POOLERS}")
+            what: tuple[str, ...] = ("pods", "-l", f"{COMPONENT}={POOLERS}")
         else:
             what = ("pod", self.physical(unit))
         return f"`{self.kubectl.line('describe', *what)}` says why"
@@ -168,10 +168,10 @@ class KubernetesHosts:
         limit = min(STARTS_WITHIN_S, timeout)
         while True:
             watch = ("get", "pods", f"--selector=job-name={job}", "--watch", f"--output={_EVENT}")
-            with self.kubectl.lines(*watch) as following:
+            with self.kubectl.follow(*watch) as follower:
                 while True:
                     try:
-                        line = following(began + limit - time.monotonic())
+                        line = follower.line(began + limit - time.monotonic())
                     except TimeoutError:
                         raise UnhealthyError(
                             f"{job} did not {'start' if limit < timeout else 'end'} within "

@@ -13,7 +13,7 @@ import re
 import shlex
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from elsapg import process
@@ -28,6 +28,43 @@ from elsapg.errors import (
 ANSWERS_WITHIN_S = 20
 # kubectl's last words when the command inside a pod ended with another code than 0.
 _ENDED = re.compile(r"^command terminated with exit code \d+\s*\Z", re.MULTILINE)
+
+
+# Ends the command when our end of the pipe is closed: also when we are killed.
+_TIED = """
+"$@" </dev/null &
+child=$!
+exec >/dev/null 2>&1
+cat
+kill "$child"
+"""
+
+
+class Follower:
+    """What a `kubectl` that goes on prints."""
+
+    def __init__(self, process_: subprocess.Popen[str]) -> None:
+        self._process = process_
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._lines.put(line.rstrip("\n"))
+        self._lines.put(None)
+
+    def line(self, patience: float | None) -> str | None:
+        """The next line; None at the end. Raises TimeoutError after `patience` seconds."""
+        try:
+            return self._lines.get(timeout=None if patience is None else max(0.0, patience))
+        except queue.Empty:
+            raise TimeoutError from None
+
+    def end(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
 
 
 class Kubectl:
@@ -88,36 +125,26 @@ class Kubectl:
         return subprocess.Popen(self.words(*words), text=True, bufsize=1, **pipes)
 
     @contextlib.contextmanager
-    def lines(self, *words: str) -> Iterator[Callable[[float], str | None]]:
-        """Follow what it prints: a function that waits so many seconds for the next line.
+    def follow(self, *words: str, complaints: bool = False) -> Iterator[Follower]:
+        """Start it and read what it prints (with its `complaints`, or without), line by line.
 
-        It returns None at the end, and raises TimeoutError when no line has come.
+        It ends with this block, and with this process, however that ends. Ctrl-C is not for it: in
+        a session of psql, say, it only ends a query.
         """
-        follower = self.start(
-            *words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        process_ = subprocess.Popen(
+            ["sh", "-c", _TIED, "sh", *self.words(*words)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if complaints else subprocess.DEVNULL,
+            process_group=0,
+            text=True,
+            bufsize=1,
         )
-        found: queue.Queue[str | None] = queue.Queue()
-
-        def read() -> None:
-            assert follower.stdout is not None
-            for line in follower.stdout:
-                found.put(line.rstrip("\n"))
-            found.put(None)
-
-        def following(patience: float) -> str | None:
-            try:
-                return found.get(timeout=max(0.0, patience))
-            except queue.Empty:
-                raise TimeoutError from None
-
-        reader = threading.Thread(target=read, daemon=True)
-        reader.start()
+        follower = Follower(process_)
         try:
-            yield following
+            yield follower
         finally:
-            follower.kill()
-            follower.wait()
-            reader.join()
+            follower.end()
 
     def _run(
         self, words: list[str], stdin: str | None, timeout: float, check: bool = True

@@ -124,10 +124,9 @@ class SecretObjects(Component):
         before: list[pulumi.Resource] = []
         if given is None:
             before = [self.add(manifest) for manifest in _own_issuer(place)]
-        kind, _, name = (given or "Issuer/ca").partition("/")
         for pair, names in key_pair_names(place).items():
             self.add(
-                _certificate(place, pair, names, {"kind": kind, "name": name}),
+                _certificate(place, pair, names, given or "ca"),
                 pulumi.ResourceOptions(depends_on=before),
             )
 
@@ -219,7 +218,8 @@ def _own_issuer(place: Place) -> list[Manifest]:
         "commonName": f"elsapg {place.stack}",
         "secretName": CA_KEY,
         "duration": _hours(tls.ca_valid_days),
-        "renewBefore": _hours(tls.renew_before_days),
+        # A certificate brings the CA's of the day it was made: that one must outlive it.
+        "renewBefore": _hours(min(tls.valid_days + tls.renew_before_days, tls.ca_valid_days - 1)),
         # Its renewal keeps the key, so that what it has signed stays valid.
         "privateKey": {**_KEY, "rotationPolicy": "Never"},
         "usages": ["cert sign", "crl sign"],
@@ -232,9 +232,7 @@ def _own_issuer(place: Place) -> list[Manifest]:
     ]
 
 
-def _certificate(
-    place: Place, pair: str, names: tuple[str, ...], issuer: Mapping[str, str]
-) -> Manifest:
+def _certificate(place: Place, pair: str, names: tuple[str, ...], issuer: str) -> Manifest:
     tls = place.settings.tls
     addresses = [n for n in names if n == "127.0.0.1"]
     usages = ["digital signature"]
@@ -251,7 +249,8 @@ def _certificate(
         "renewBefore": _hours(tls.renew_before_days),
         "privateKey": _KEY,
         "usages": usages,
-        "issuerRef": dict(issuer),
+        # Never a ClusterIssuer: whoever else may use it could sign himself a superuser.
+        "issuerRef": {"kind": "Issuer", "name": issuer},
     }
     if names:
         spec["dnsNames"] = [n for n in names if n not in addresses]
