@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from elsapg import pki, process, stackfile
+from elsapg import pki, stackfile
 from elsapg.definition import topology as t
 from elsapg.definition.files import tls_secret
 from elsapg.definition.secrets import (
@@ -30,9 +30,10 @@ from elsapg.definition.secrets import (
     new_encryption_key,
     new_secret,
 )
-from elsapg.errors import DeploymentError, MissingError, NotDeployedError, UsageError
+from elsapg.errors import NotDeployedError, UsageError
 from elsapg.settings import Settings
 from elsapg.targets.kubernetes.foundation import namespace_manifest
+from elsapg.targets.kubernetes.kubectl import Kubectl
 from elsapg.targets.kubernetes.objects import Place
 from elsapg.targets.kubernetes.secret_objects import (
     CA_KEY,
@@ -57,24 +58,9 @@ class Cluster(Protocol):
     def __call__(self, *arguments: str, stdin: str | None = None) -> str: ...
 
 
-def kubectl(settings: Settings) -> Cluster:
-    """By the kubeconfig that KUBECONFIG names, or the usual one; `kubernetes.context` if set."""
-    if process.find("kubectl") is None:
-        raise MissingError("the kubectl command is not on PATH: install Kubernetes' client")
-    context = settings.kubernetes.context
-    chosen = ["--context", context] if context else []
-
-    def run(*arguments: str, stdin: str | None = None) -> str:
-        try:
-            done = process.run(["kubectl", *chosen, *arguments], stdin=stdin, timeout=60)
-        except process.CommandFailedError as error:
-            raise DeploymentError(
-                f"{error}: check that KUBECONFIG and kubernetes.context "
-                f"({context or 'the current one'}) lead to the cluster, and what you may do there"
-            ) from None
-        return done.stdout
-
-    return run
+def kubectl(place: Place) -> Cluster:
+    """The stack's cluster and namespace."""
+    return Kubectl(place.stack, place.namespace, place.settings.kubernetes.context).run
 
 
 @dataclass(frozen=True)
@@ -95,11 +81,9 @@ class Applied:
     kept: list[str] = field(default_factory=list)
 
 
-def read_secrets(cluster: Cluster, namespace: str, names: tuple[str, ...]) -> dict[str, Kept]:
+def read_secrets(cluster: Cluster, names: tuple[str, ...]) -> dict[str, Kept]:
     """Those of `names` that are in the namespace (which may be missing as well)."""
-    text = cluster(
-        "get", "secret", *names, "--namespace", namespace, "--ignore-not-found", "-o", "json"
-    )
+    text = cluster("get", "secret", *names, "--ignore-not-found", "-o", "json")
     document = json.loads(text) if text.strip() else {"items": []}
     items = document.get("items", [document])
     return {
@@ -183,9 +167,8 @@ class Writer:
             return known
         claim = f"data-{t.node_names(self._place.settings)[0]}"
         there = self._cluster(
-            "get", "persistentvolumeclaim", claim,
-            "--namespace", self._place.namespace, "--ignore-not-found", "-o", "name",
-        )  # fmt: skip
+            "get", "persistentvolumeclaim", claim, "--ignore-not-found", "-o", "name"
+        )
         if there.strip():
             raise UsageError(
                 f"Secret {REPOSITORY} is gone from {self._place.namespace}, but the data of the "
@@ -239,7 +222,10 @@ def _holds(
     """Whether a key pair is what it should be, for long enough."""
     if not data.get("tls.crt") or not data.get("tls.key"):
         return False
-    found = pki.describe(data["tls.crt"])
+    try:
+        found = pki.describe(data["tls.crt"])
+    except ValueError:
+        return False
     return (
         found.common_name == pair
         and set(found.names) == set(names)
@@ -263,8 +249,8 @@ def apply(
     names = made_by_hand(place)
     if not names:
         return Applied()
-    run = cluster or kubectl(settings)
-    found = read_secrets(run, place.namespace, (*names, CA_KEY))
+    run = cluster or kubectl(place)
+    found = read_secrets(run, (*names, CA_KEY))
     if not run("get", "namespace", place.namespace, "--ignore-not-found", "-o", "name").strip():
         namespace = json.dumps(namespace_manifest(place))
         run("apply", "--server-side", "-f", "-", stdin=namespace)
@@ -283,10 +269,11 @@ def outputs_from_cluster(
 
     Never print it whole. Raises NotDeployedError when a Secret is not there.
     """
-    namespace = t.namespace(stack, settings)
+    place = Place(stack, settings, {})
+    namespace = place.namespace
     pool = tls_secret(POOLERS_PAIR)
     wanted = (ROLES, ENCRYPTION_KEYS, pool)
-    found = read_secrets(cluster or kubectl(settings), namespace, wanted)
+    found = read_secrets(cluster or kubectl(place), wanted)
     missing = [name for name in wanted if name not in found]
     if missing:
         raise NotDeployedError(

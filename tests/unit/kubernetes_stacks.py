@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from elsapg import stackfile
-from elsapg.services.render import Recorded, record, render
+from elsapg.services.render import Recorded, Rendered, record, render
 from elsapg.settings import Settings
 from elsapg.targets.kubernetes.images import IMAGES
 
@@ -99,10 +99,14 @@ def shared_project() -> Path:
 
 
 @functools.cache
+def result(stack: str) -> Rendered:
+    return render(shared_project(), stack)
+
+
+@functools.cache
 def rendered(stack: str) -> dict[str, Manifest]:
     """The objects of a stack, by file name."""
-    files = render(shared_project(), stack).files
-    return {name: yaml.safe_load(text) for name, text in files.items()}
+    return {name: yaml.safe_load(text) for name, text in result(stack).files.items()}
 
 
 @functools.cache

@@ -31,15 +31,9 @@ class Runner(Component):
                 _cron_job(place, name, kind, schedule, files),
                 pulumi.ResourceOptions(depends_on=[config]),
             )
-        tasks = t.tasks(place.settings)
-        found = {k.name: task_files(k.name, place.settings, pods.NO_SECRETS) for k in tasks}
-        maps = [pods.config_map(place, name, RUNNER, own) for name, own in found.items()]
-        before = [self.add(manifest) for manifest in maps]
-        spec = _bootstrap(place, tasks, found)
-        # A Job never changes: another image (with the SQL in it) or configuration is another one.
-        name = f"bootstrap-{digest([spec, [m['data'] for m in maps]])}"
+        before = [self.add(manifest) for manifest in _task_maps(place)]
         self.bootstrap = self.add(
-            place.manifest("batch/v1", "Job", name, RUNNER, spec=spec),
+            bootstrap_manifest(place),
             pulumi.ResourceOptions(
                 depends_on=before,
                 custom_timeouts=pulumi.CustomTimeouts(create="40m"),
@@ -75,18 +69,35 @@ def _cron_job(place: Place, name: str, kind: str, schedule: str, files: Sequence
     return place.manifest("batch/v1", "CronJob", name, RUNNER, spec=spec)
 
 
-def _bootstrap(
-    place: Place, tasks: Sequence[t.Task], files: dict[str, tuple[File, ...]]
-) -> Manifest:
+def _task_maps(place: Place) -> list[Manifest]:
+    """The plain files of each task: a ConfigMap by its name."""
+    return [
+        pods.config_map(place, task.name, RUNNER, _task_files(place, task))
+        for task in t.tasks(place.settings)
+    ]
+
+
+def _task_files(place: Place, task: t.Task) -> tuple[File, ...]:
+    return task_files(task.name, place.settings, pods.NO_SECRETS)
+
+
+def bootstrap_manifest(place: Place) -> Manifest:
     """The tasks in their order. Each sees only its own files: the superuser's key ends with the
-    task that needs it."""
-    volumes = [pods.config_volume(files[k.name], k.name, f"config-{k.name}") for k in tasks]
-    runs = [_container(place, k.name, k.command, f"config-{k.name}") for k in tasks]
-    return {
+    task that needs it.
+
+    A Job never changes: another image (with the SQL in it) or configuration is another Job.
+    """
+    tasks = t.tasks(place.settings)
+    names = {task.name: f"config-{task.name}" for task in tasks}
+    volumes = [pods.config_volume(_task_files(place, k), k.name, names[k.name]) for k in tasks]
+    runs = [_container(place, k.name, k.command, names[k.name]) for k in tasks]
+    spec = {
         "backoffLimit": 6,
         "activeDeadlineSeconds": 2 * sum(k.timeout_s for k in tasks),
         "template": _pod(place, runs[-1:], volumes, initContainers=runs[:-1]),
     }
+    name = f"bootstrap-{digest([spec, [m['data'] for m in _task_maps(place)]])}"
+    return place.manifest("batch/v1", "Job", name, RUNNER, spec=spec)
 
 
 def _container(place: Place, name: str, arguments: Sequence[str], config: str) -> Manifest:
