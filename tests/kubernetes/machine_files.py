@@ -94,7 +94,7 @@ class Files:
         labels = f"topology.kubernetes.io/zone={node.zone},topology.kubernetes.io/region=here"
         routes = "\n".join(f"{n.pods} {n.address}" for n in self._nodes if n != node)
         return (
-            f"NODE_NAME={node.name}\nNODE_IP={node.address}\nAPI={self._api}\n"
+            f"NODE_NAME={node.name}\nNODE_IP={node.address}\nPODS={node.pods}\nAPI={self._api}\n"
             f"LABELS={labels}\nROUTES='{routes}'\n"
         )
 

@@ -1,6 +1,6 @@
 #!/bin/bash
 # A Kubernetes node's processes, each started again when it ends. Its files come from
-# tests/kubernetes/machine_files.py; NODE_NAME, NODE_IP, API (host:port) and ROUTES
+# tests/kubernetes/machine_files.py; NODE_NAME, NODE_IP, PODS, API (host:port) and ROUTES
 # ("network gateway" lines) from /etc/kubernetes/node.env; the binaries lie in /opt/kubernetes/bin.
 set -u
 # shellcheck source=/dev/null
@@ -73,6 +73,13 @@ until curl -skf -o /dev/null --max-time 2 "https://$API/readyz"; do sleep 0.2; d
 keep kubelet kubelet --config /etc/kubernetes/kubelet.yaml --kubeconfig /etc/kubernetes/kubelet.conf \
   --hostname-override "$NODE_NAME" --node-ip "$NODE_IP" --node-labels "$LABELS"
 keep kube-proxy kube-proxy --config /etc/kubernetes/kube-proxy.yaml --hostname-override "$NODE_NAME"
+# First packets of the pods' connections go to network-policies, which lets them through or not. It
+# would make such rules itself, by nftables' `queue`, which not every kernel has.
+ours() { iptables --table mangle --append POSTROUTING "$@"; }
+ours --match conntrack --ctstate ESTABLISHED,RELATED --jump ACCEPT
+ours --match owner --uid-owner 0 --jump ACCEPT # the kubelet's probes
+ours --source "$PODS" --jump NFQUEUE --queue-num 100
+ours --destination "$PODS" --jump NFQUEUE --queue-num 100
 # It knows only the way by which a pod finds the API.
 mkdir -p /run/secrets/kubernetes.io
 cp -r /etc/kubernetes/serviceaccount /run/secrets/kubernetes.io/
