@@ -62,7 +62,7 @@ lint: $(READY) ## Check style, types, imports, SQL and shell
 	@files=$$(find bootstrap_sql -name '*.sql'); \
 	  if [ -n "$$files" ]; then $(BIN)/sqlfluff lint -q --disable-progress-bar --dialect postgres $$files; fi
 	@$(BIN)/squawk bootstrap_sql/elsa_*/*.sql
-	@$(BIN)/shellcheck .ci/run tools/venv images/bin/*
+	@$(BIN)/shellcheck .ci/run tools/venv images/bin/* tests/kubernetes/node/node.sh
 
 .PHONY: format
 format: $(READY) ## Put the Python sources into their one format

@@ -471,6 +471,7 @@ def install_base_image(places: Places, say: Say) -> None:
         return
     if process.find("mmdebstrap") is None:
         _apt_install(("mmdebstrap",), "mmdebstrap", say)
+    places.private.mkdir(parents=True, exist_ok=True)
     archive = places.private / "base-image.tar"
     with _step(f"making {BASE_IMAGE} with mmdebstrap", say):
         try:

@@ -99,8 +99,8 @@ def test_what_is_gone_is_removed_and_nothing_else(root: Path, tmp_path: Path) ->
     assert set(done.removed) == third
     assert {"kustomization.yaml", "06-service-mine.yaml"} <= texts(out).keys()
     # What is there is what the list says, and the two of others.
-    listed = set(json.loads((out / ".elsapg.json").read_text(encoding="utf-8"))["files"])
-    others = {".elsapg.json", "kustomization.yaml", "06-service-mine.yaml"}
+    listed = set(json.loads((out / ".elsapg").read_text(encoding="utf-8"))["files"])
+    others = {".elsapg", "kustomization.yaml", "06-service-mine.yaml"}
     assert texts(out).keys() == listed | others
 
 
@@ -118,7 +118,7 @@ def test_the_list_of_files_leads_nowhere_else(root: Path, tmp_path: Path) -> Non
     out.mkdir()
     victim.write_text("precious\n", encoding="utf-8")
     index = {"stack": "least", "files": ["../victim.yaml", str(victim), "kustomization.yaml"]}
-    (out / ".elsapg.json").write_text(json.dumps(index), encoding="utf-8")
+    (out / ".elsapg").write_text(json.dumps(index), encoding="utf-8")
     (out / "kustomization.yaml").write_text("mine\n", encoding="utf-8")
     assert service.write(root, "least", out).removed == ()
     assert victim.exists() and (out / "kustomization.yaml").exists()
@@ -128,7 +128,7 @@ def test_the_list_of_files_leads_nowhere_else(root: Path, tmp_path: Path) -> Non
 def test_a_list_that_is_none_stops_it(root: Path, tmp_path: Path, text: str) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / ".elsapg.json").write_text(text, encoding="utf-8")
+    (out / ".elsapg").write_text(text, encoding="utf-8")
     with pytest.raises(UsageError, match="render elsewhere"):
         service.write(root, "least", out)
 
