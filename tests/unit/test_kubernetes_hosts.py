@@ -322,7 +322,7 @@ CRON_JOB = {
         },
     }
 }
-ENDED = "task-1\tPending\tContainerCreating\t\ntask-1\tRunning\t\t\ntask-1\tSucceeded\t\t0\n"
+ENDED = "task-1|Pending|ContainerCreating|\ntask-1|Running||\ntask-1|Succeeded||0\n"
 
 
 @pytest.fixture
@@ -363,7 +363,7 @@ def test_two_tasks_have_two_names(tasks: KubernetesHosts, kubectl: FakeKubectl) 
 
 
 def test_a_task_that_fails_says_what_it_said(tasks: KubernetesHosts, kubectl: FakeKubectl) -> None:
-    kubectl.on("--watch", "task-1\tRunning\t\t\ntask-1\tFailed\t\t1\n", stays=True)
+    kubectl.on("--watch", "task-1|Running||\ntask-1|Failed||1\n", stays=True)
     kubectl.on("logs", "backup: pgbackrest failed")
     assert tasks.task("backup", "full") == Completed(1, "backup: pgbackrest failed")
     assert deleted(kubectl)
@@ -372,7 +372,7 @@ def test_a_task_that_fails_says_what_it_said(tasks: KubernetesHosts, kubectl: Fa
 def test_a_pod_that_was_evicted_has_no_exit_code(
     tasks: KubernetesHosts, kubectl: FakeKubectl
 ) -> None:
-    kubectl.on("--watch", "task-1\tFailed\t\t\n", stays=True)
+    kubectl.on("--watch", "task-1|Failed||\n", stays=True)
     assert tasks.task("backup", "full").code == 1
 
 
@@ -382,9 +382,9 @@ def test_a_task_is_not_waited_for_without_end(
 ) -> None:
     monkeypatch.setattr(module, "STARTS_WITHIN_S", 1)
     events = {
-        "never starts": "task-1\tPending\t\t\n",
-        "cannot start": "task-1\tPending\tInvalidImageName\t\n",
-        "never ends": "task-1\tRunning\t\t\n",
+        "never starts": "task-1|Pending||\n",
+        "cannot start": "task-1|Pending|InvalidImageName|\n",
+        "never ends": "task-1|Running||\n",
     }[way]
     kubectl.on("--watch", events, stays=True)
     warning = {"involvedObject": {"name": "other"}, "message": "not about us"}
@@ -417,7 +417,7 @@ def test_a_task_that_never_starts_says_why(
 def test_a_watch_that_the_server_ends_is_taken_up_again(
     tasks: KubernetesHosts, kubectl: FakeKubectl
 ) -> None:
-    kubectl.on("--watch", "task-1\tRunning\t\t\n")
+    kubectl.on("--watch", "task-1|Running||\n")
     # What was asked in between ends the test's first act.
     kubectl.on("get job", "", 'Error from server (NotFound): jobs "task" not found', code=1)
     with pytest.raises(NotDeployedError, match='jobs "task" not found'):
@@ -426,7 +426,7 @@ def test_a_watch_that_the_server_ends_is_taken_up_again(
 
 
 def test_ctrl_c_leaves_no_job_behind(tasks: KubernetesHosts, kubectl: FakeKubectl) -> None:
-    kubectl.on("--watch", "task-1\tRunning\t\t\n", stays=True)
+    kubectl.on("--watch", "task-1|Running||\n", stays=True)
     script = (
         "from tests.unit.test_kubernetes_hosts import settings, KubernetesHosts\n"
         "KubernetesHosts('test', settings()).task('backup', 'full')\n"
