@@ -30,7 +30,8 @@ from elsapg.targets.kubernetes.objects import Place
 
 Manifest = dict[str, Any]
 
-INDEX = ".elsapg.json"
+# No name that kubectl or Argo CD would take for a manifest.
+INDEX = ".elsapg-rendered"
 # `kubectl apply -f DIR` takes files by name: what others need comes first.
 _ORDER = (
     ("Namespace",),
@@ -212,7 +213,7 @@ class Written:
 def write(root: Path, name: str, out: Path) -> Written:
     """Render into the folder `out`; files of objects that are gone are removed.
 
-    Removes only what it wrote itself, which `.elsapg.json` in there lists. Raises UsageError
+    Removes only what it wrote itself, which `.elsapg-rendered` in there lists. Raises UsageError
     if the folder is another stack's.
     """
     rendered = render(root, name)
