@@ -107,7 +107,7 @@ def too_few(k: FakeKubectl) -> None:
     ("wrong", "name", "found", "way_out"),
     [
         (no_answer, "cluster", "does not answer", "i/o timeout"),
-        (too_old, "cluster", "v1.24.1", "1.27 or newer"),
+        (too_old, "cluster", "v1.24.1", "1.31 or newer"),
         (no_namespace, "namespace", "elsapg-test is not there yet", "have somebody make"),
         (no_exec, "rights", r"may not create pods/exec \(status, switchover", "namespace elsapg-t"),
         (no_default_class, "storage class", "no default", r"storage_class .*\(slow\)"),
