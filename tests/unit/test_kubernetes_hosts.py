@@ -74,6 +74,16 @@ def test_a_commands_own_failure_is_not_kubectls(
     assert hosts.run("pg-1", "psql") == Completed(3, "psql: no\n")
 
 
+@pytest.mark.parametrize("code", [0, 3])
+def test_kubectls_own_log_is_not_the_commands_output(
+    hosts: KubernetesHosts, kubectl: FakeKubectl, code: int
+) -> None:
+    aside = 'E1125 19:53:01.123456   42 v3.go:79] "Unhandled Error" err="broken pipe"\n'
+    ended = f"command terminated with exit code {code}\n" if code else ""
+    kubectl.on("exec", "row\n", f"{aside}Error of psql\n{aside}{ended}", code=code)
+    assert hosts.run("pg-1", "psql") == Completed(code, "row\nError of psql\n")
+
+
 def test_a_pool_that_was_replaced_is_found_again(
     kubectl: FakeKubectl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
