@@ -42,9 +42,9 @@ def pgbackrest(config: Config, *arguments: str) -> str:
         return done.stdout
     if "[029]" in done.stdout + done.stderr:
         raise BackupError(
-            f"pgbackrest {arguments[-1]} cannot read what is in the repository: it was written with "
-            "another cipher. It is another stack's, or an earlier one's of this name: name an empty "
-            "place (elsapg:archive.bucket or archive.prefix), or give the old cipher back"
+            f"pgbackrest {arguments[-1]} cannot read what is in the repository: it was written "
+            "with another cipher. It is another stack's, or an earlier one's of this name: name an "
+            "empty place (elsapg:archive.bucket or archive.prefix), or give the old cipher back"
         )
     output = (done.stderr + done.stdout).strip().splitlines()
     errors = [line for line in output if "ERROR" in line] or output
