@@ -379,10 +379,11 @@ def test_a_task_that_fails_says_what_it_said(tasks: KubernetesHosts, kubectl: Fa
     assert deleted(kubectl)
 
 
-def test_a_pod_that_was_evicted_has_no_exit_code(
-    tasks: KubernetesHosts, kubectl: FakeKubectl
+@pytest.mark.parametrize("code", ["", "0"])
+def test_a_pod_that_failed_is_a_failure_whatever_its_exit_code(
+    tasks: KubernetesHosts, kubectl: FakeKubectl, code: str
 ) -> None:
-    kubectl.on("--watch", "task-1|Failed||\n", stays=True)
+    kubectl.on("--watch", f"task-1|Failed||{code}\n", stays=True)
     assert tasks.task("backup", "full").code == 1
 
 

@@ -181,7 +181,8 @@ class KubernetesHosts:
                         break
                     name, phase, waiting, code = line.split("|")
                     if phase in ("Succeeded", "Failed"):
-                        return name, int(code or phase == "Failed")
+                        # One that ran into its deadline may have ended by itself, with 0.
+                        return name, int(code or 0) or int(phase == "Failed")
                     if waiting in _HOPELESS:
                         raise UnhealthyError(f"{job} cannot start: {waiting}{self._warned(job)}")
                     if phase == "Running":
