@@ -30,8 +30,8 @@ from elsapg.targets.kubernetes.objects import Place
 
 Manifest = dict[str, Any]
 
-# No name that `kubectl apply -f DIR` would take for a manifest.
-INDEX = ".elsapg"
+# No name that kubectl or Argo CD would take for a manifest.
+INDEX = ".elsapg-rendered"
 # `kubectl apply -f DIR` takes files by name: what others need comes first.
 _ORDER = (
     ("Namespace",),
@@ -213,7 +213,7 @@ class Written:
 def write(root: Path, name: str, out: Path) -> Written:
     """Render into the folder `out`; files of objects that are gone are removed.
 
-    Removes only what it wrote itself, which `.elsapg` in there lists. Raises UsageError
+    Removes only what it wrote itself, which `.elsapg-rendered` in there lists. Raises UsageError
     if the folder is another stack's.
     """
     rendered = render(root, name)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pulumi.runtime import settings as pulumi_settings
 
 from elsapg import stackfile
 from elsapg.cli import main
@@ -99,8 +100,8 @@ def test_what_is_gone_is_removed_and_nothing_else(root: Path, tmp_path: Path) ->
     assert set(done.removed) == third
     assert {"kustomization.yaml", "06-service-mine.yaml"} <= texts(out).keys()
     # What is there is what the list says, and the two of others.
-    listed = set(json.loads((out / ".elsapg").read_text(encoding="utf-8"))["files"])
-    others = {".elsapg", "kustomization.yaml", "06-service-mine.yaml"}
+    listed = set(json.loads((out / ".elsapg-rendered").read_text(encoding="utf-8"))["files"])
+    others = {".elsapg-rendered", "kustomization.yaml", "06-service-mine.yaml"}
     assert texts(out).keys() == listed | others
 
 
@@ -118,7 +119,7 @@ def test_the_list_of_files_leads_nowhere_else(root: Path, tmp_path: Path) -> Non
     out.mkdir()
     victim.write_text("precious\n", encoding="utf-8")
     index = {"stack": "least", "files": ["../victim.yaml", str(victim), "kustomization.yaml"]}
-    (out / ".elsapg").write_text(json.dumps(index), encoding="utf-8")
+    (out / ".elsapg-rendered").write_text(json.dumps(index), encoding="utf-8")
     (out / "kustomization.yaml").write_text("mine\n", encoding="utf-8")
     assert service.write(root, "least", out).removed == ()
     assert victim.exists() and (out / "kustomization.yaml").exists()
@@ -128,7 +129,7 @@ def test_the_list_of_files_leads_nowhere_else(root: Path, tmp_path: Path) -> Non
 def test_a_list_that_is_none_stops_it(root: Path, tmp_path: Path, text: str) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / ".elsapg").write_text(text, encoding="utf-8")
+    (out / ".elsapg-rendered").write_text(text, encoding="utf-8")
     with pytest.raises(UsageError, match="render elsewhere"):
         service.write(root, "least", out)
 
@@ -274,7 +275,13 @@ def test_s3_keys_that_nobody_gave_stop_the_run(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(Exception, match="ELSAPG_S3_ACCESS_KEY"):
         test_program.run(stackfile.read(root, "least"), "least", root)
     # What was still to be registered must not go on in the next test's run.
-    asyncio.set_event_loop(asyncio.new_event_loop())
+    loop = asyncio.get_event_loop()
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+    pulumi_settings.SETTINGS.outputs.clear()
+    pulumi_settings.SETTINGS.rpc_manager.clear()
 
 
 # -- who makes which secret --------------------------------------------------------------------
