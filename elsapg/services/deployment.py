@@ -93,7 +93,8 @@ class Deployment:
         where = node or self.any_node()
         done = self.hosts.run(where, *_CURL, f"https://{where}:{t.PATRONI_PORT}{path}")
         try:
-            return json.loads(done.output)
+            # What comes after it was said by curl or kubectl, about the way and not the answer.
+            return json.JSONDecoder().raw_decode(done.output)[0]
         except ValueError:
             raise UnhealthyError(
                 f"Patroni on {where} does not answer GET {path}: {done.output.strip()[:200]}"

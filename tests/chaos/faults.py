@@ -69,7 +69,8 @@ class Subject:
             with contextlib.suppress(ElsapgError, docker.errors.DockerException, ValueError):
                 url = f"https://{node}:{t.PATRONI_PORT}/cluster"
                 done = self.deployment.hosts.run(node, *_CURL, url, timeout=10)
-                seen[node] = list(json.loads(done.output).get("members", []))
+                answer, _ = json.JSONDecoder().raw_decode(done.output)
+                seen[node] = list(answer.get("members", []))
         return seen
 
     def healthy(self) -> Healthy | None:

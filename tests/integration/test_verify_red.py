@@ -637,6 +637,35 @@ def job_switched_off(stack: Stack) -> Iterator[None]:
         stack.sql(alter.format("true"))
 
 
+@breakage(
+    "audit",
+    red=lambda stack: {
+        f"audit: test_audit_is_on[{stack.primary}]",
+        "audit: test_the_trail_is_written",
+    },
+)
+def audit_switched_off(stack: Stack) -> Iterator[None]:
+    node = stack.primary
+    stack.sql("ALTER SYSTEM SET pgaudit.log = 'none'", "SELECT pg_reload_conf()")
+    _until(lambda: stack.sql("SHOW pgaudit.log", node=node) == [["none"]])
+    try:
+        yield
+    finally:
+        stack.sql("ALTER SYSTEM RESET pgaudit.log", "SELECT pg_reload_conf()", node=node)
+        _until(lambda: stack.sql("SHOW pgaudit.log", node=node) != [["none"]])
+
+
+# Renamed, not dropped: elsa_crypto's functions would go with it.
+sql_breakage(
+    "pgcrypto_missing",
+    "audit",
+    red={"audit: test_encryption_can_be_used[elsa_runtime]"},
+    breaks="UPDATE pg_extension SET extname = 'pgcrypto_hidden' WHERE extname = 'pgcrypto'",
+    mends="UPDATE pg_extension SET extname = 'pgcrypto' WHERE extname = 'pgcrypto_hidden'",
+    database="elsa_runtime",
+)
+
+
 @breakage("pooler", red={f"pooler: test_nothing_is_paused[{POOLER}]"})
 def pool_paused(stack: Stack) -> Iterator[None]:
     stack.console(POOLER, "PAUSE elsa_runtime")
