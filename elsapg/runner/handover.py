@@ -30,8 +30,10 @@ CONFIG = Path("/etc/elsapg")
 SOCKETS = "/run/postgresql"
 GATES = "ELSAPG_GATES"
 # A standby that has just been rolled may not be named synchronous yet.
-CANDIDATE_S = 15.0
-CHECKPOINT_S = 30
+CANDIDATE_S = 10.0
+CHECKPOINT_S = 20
+# As long as pool-gate holds a pool.
+HELD_S = 20.0
 
 
 def _say(text: str) -> None:
@@ -178,7 +180,7 @@ def before_stop(patroni: Patroni, me: str, gates: str | None = None) -> int:
         target = _await_candidate(patroni, None, CANDIDATE_S if wait else 0)
         _checkpoint(CHECKPOINT_S)
         with holding(gates, CONFIG / "tls", _report) if gates else _nobody() as held:
-            seconds = switchover(patroni, me, target.name)
+            seconds = switchover(patroni, me, target.name, HELD_S if gates else 30)
         pools = f", {len(held)} pools held" if gates else ""
         _report(f"handed over to {target.name} in {seconds:.1f} s{pools}")
     except (PatroniError, TimeoutError, psycopg.Error) as error:

@@ -16,8 +16,9 @@ from elsapg.settings import Settings
 from elsapg.targets.kubernetes import images
 from elsapg.targets.kubernetes.kubectl import Kubectl
 
-# StatefulSets that count from 1, and disruption budgets that let go of what is broken anyway.
-MINIMUM = (1, 27)
+# From here on it is general that StatefulSets count from 1, and that a disruption budget lets go of
+# what is broken anyway (docs/kubernetes.md).
+MINIMUM = (1, 31)
 PLUGIN = "pulumi-resource-kubernetes"
 # What the commands do there, as `kubectl auth can-i` names it, and who needs it.
 RIGHTS = (

@@ -97,8 +97,7 @@ def examine(root: Path, stack: str) -> list[Check]:
         checks.append(Check("stack", True, f"{stack}: target {settings.target}"))
     except ElsapgError as error:
         checks.append(Check("stack", False, f"{stack}: not readable", str(error)))
-    checks.append(_pulumi(places))
-    checks.append(_launcher(places))
+    checks += _optional([_pulumi(places), _launcher(places)], settings)
     if settings is None or settings.target == "docker":
         daemon = _docker()
         checks += [daemon, _versitygw(places)]
@@ -114,6 +113,14 @@ def examine(root: Path, stack: str) -> list[Check]:
     if any(not check.ok and check.name in ("pulumi", "versitygw") for check in checks):
         checks.append(_go())
     return checks
+
+
+def _optional(checks: list[Check], settings: Settings | None) -> list[Check]:
+    """Pulumi need not be where manifests are rendered, and something else makes the secrets."""
+    if settings is None or settings.target == "docker" or settings.kubernetes.secrets == "pulumi":
+        return checks
+    told = "not found: `elsapg up` needs it (`elsapg render` does not)"
+    return [check if check.ok else Check(check.name, True, told) for check in checks]
 
 
 def _python() -> Check:

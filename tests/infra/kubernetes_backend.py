@@ -107,7 +107,10 @@ class KubernetesBackend:
     def _container(self, unit: str) -> tuple[Object, Object, Object]:
         """The pod, the container's definition in it, and what became of it."""
         spot = self._hosts.spot(unit)
-        pod = named(self.cluster.all("Pod"))[spot.pod]
+        pod = named(self.cluster.all("Pod")).get(spot.pod)
+        if pod is None:
+            # It has come since all was fetched.
+            pod = self._hosts.kubectl.json("get", "pod", spot.pod)
         [defined] = [c for c in pod["spec"]["containers"] if c["name"] == spot.container]
         states = {c["name"]: c for c in pod["status"].get("containerStatuses", [])}
         return pod, defined, states.get(spot.container, {})

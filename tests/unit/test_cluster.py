@@ -107,7 +107,7 @@ def too_few(k: FakeKubectl) -> None:
     ("wrong", "name", "found", "way_out"),
     [
         (no_answer, "cluster", "does not answer", "i/o timeout"),
-        (too_old, "cluster", "v1.24.1", "1.27 or newer"),
+        (too_old, "cluster", "v1.24.1", "1.31 or newer"),
         (no_namespace, "namespace", "elsapg-test is not there yet", "have somebody make"),
         (no_exec, "rights", r"may not create pods/exec \(status, switchover", "namespace elsapg-t"),
         (no_default_class, "storage class", "no default", r"storage_class .*\(slow\)"),
@@ -176,3 +176,14 @@ def test_doctor_looks_at_the_cluster(
     names = {check.name for check in machine.examine(project, "test")}
     assert {"kubectl", "cluster", "rights", "images"} <= names
     assert "docker" not in names
+
+
+@pytest.mark.parametrize(("secrets", "needed"), [("pulumi", True), ("cluster", False)])
+def test_pulumi_need_not_be_where_manifests_are_rendered(
+    good: FakeKubectl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secrets: str, needed: bool
+) -> None:
+    stack = stacks.merged(stacks.LEAST, {"kubernetes": {"secrets": secrets}})
+    project = stacks.project(tmp_path / "project", {"test": stack})
+    monkeypatch.setenv("PATH", f"{good.folder / 'bin'}:/usr/bin:/bin")
+    [pulumi] = [c for c in machine.examine(project, "test") if c.name == "pulumi"]
+    assert pulumi.ok is not needed

@@ -250,7 +250,7 @@ def switched(monkeypatch: pytest.MonkeyPatch, node: Path) -> list[tuple[str, str
     """The switchovers that were asked for; the checkpoint is somebody else's test."""
     asked: list[tuple[str, str]] = []
 
-    def switch(_patroni: Any, old: str, new: str) -> float:
+    def switch(_patroni: Any, old: str, new: str, _timeout: float) -> float:
         asked.append((old, new))
         return 1.0
 

@@ -74,6 +74,16 @@ def test_a_commands_own_failure_is_not_kubectls(
     assert hosts.run("pg-1", "psql") == Completed(3, "psql: no\n")
 
 
+@pytest.mark.parametrize("code", [0, 3])
+def test_kubectls_own_log_is_not_the_commands_output(
+    hosts: KubernetesHosts, kubectl: FakeKubectl, code: int
+) -> None:
+    aside = 'E1125 19:53:01.123456   42 v3.go:79] "Unhandled Error" err="broken pipe"\n'
+    ended = f"command terminated with exit code {code}\n" if code else ""
+    kubectl.on("exec", "row\n", f"{aside}Error of psql\n{aside}{ended}", code=code)
+    assert hosts.run("pg-1", "psql") == Completed(code, "row\nError of psql\n")
+
+
 def test_a_pool_that_was_replaced_is_found_again(
     kubectl: FakeKubectl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,7 +332,7 @@ CRON_JOB = {
         },
     }
 }
-ENDED = "task-1\tPending\tContainerCreating\t\ntask-1\tRunning\t\t\ntask-1\tSucceeded\t\t0\n"
+ENDED = "task-1|Pending|ContainerCreating|\ntask-1|Running||\ntask-1|Succeeded||0\n"
 
 
 @pytest.fixture
@@ -363,7 +373,7 @@ def test_two_tasks_have_two_names(tasks: KubernetesHosts, kubectl: FakeKubectl) 
 
 
 def test_a_task_that_fails_says_what_it_said(tasks: KubernetesHosts, kubectl: FakeKubectl) -> None:
-    kubectl.on("--watch", "task-1\tRunning\t\t\ntask-1\tFailed\t\t1\n", stays=True)
+    kubectl.on("--watch", "task-1|Running||\ntask-1|Failed||1\n", stays=True)
     kubectl.on("logs", "backup: pgbackrest failed")
     assert tasks.task("backup", "full") == Completed(1, "backup: pgbackrest failed")
     assert deleted(kubectl)
@@ -372,7 +382,7 @@ def test_a_task_that_fails_says_what_it_said(tasks: KubernetesHosts, kubectl: Fa
 def test_a_pod_that_was_evicted_has_no_exit_code(
     tasks: KubernetesHosts, kubectl: FakeKubectl
 ) -> None:
-    kubectl.on("--watch", "task-1\tFailed\t\t\n", stays=True)
+    kubectl.on("--watch", "task-1|Failed||\n", stays=True)
     assert tasks.task("backup", "full").code == 1
 
 
@@ -382,9 +392,9 @@ def test_a_task_is_not_waited_for_without_end(
 ) -> None:
     monkeypatch.setattr(module, "STARTS_WITHIN_S", 1)
     events = {
-        "never starts": "task-1\tPending\t\t\n",
-        "cannot start": "task-1\tPending\tInvalidImageName\t\n",
-        "never ends": "task-1\tRunning\t\t\n",
+        "never starts": "task-1|Pending||\n",
+        "cannot start": "task-1|Pending|InvalidImageName|\n",
+        "never ends": "task-1|Running||\n",
     }[way]
     kubectl.on("--watch", events, stays=True)
     warning = {"involvedObject": {"name": "other"}, "message": "not about us"}
@@ -417,7 +427,7 @@ def test_a_task_that_never_starts_says_why(
 def test_a_watch_that_the_server_ends_is_taken_up_again(
     tasks: KubernetesHosts, kubectl: FakeKubectl
 ) -> None:
-    kubectl.on("--watch", "task-1\tRunning\t\t\n")
+    kubectl.on("--watch", "task-1|Running||\n")
     # What was asked in between ends the test's first act.
     kubectl.on("get job", "", 'Error from server (NotFound): jobs "task" not found', code=1)
     with pytest.raises(NotDeployedError, match='jobs "task" not found'):
@@ -426,7 +436,7 @@ def test_a_watch_that_the_server_ends_is_taken_up_again(
 
 
 def test_ctrl_c_leaves_no_job_behind(tasks: KubernetesHosts, kubectl: FakeKubectl) -> None:
-    kubectl.on("--watch", "task-1\tRunning\t\t\n", stays=True)
+    kubectl.on("--watch", "task-1|Running||\n", stays=True)
     script = (
         "from tests.unit.test_kubernetes_hosts import settings, KubernetesHosts\n"
         "KubernetesHosts('test', settings()).task('backup', 'full')\n"

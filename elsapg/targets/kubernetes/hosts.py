@@ -179,7 +179,7 @@ class KubernetesHosts:
                         ) from None
                     if line is None:
                         break
-                    name, phase, waiting, code = line.split("\t")
+                    name, phase, waiting, code = line.split("|")
                     if phase in ("Succeeded", "Failed"):
                         return name, int(code or phase == "Failed")
                     if waiting in _HOPELESS:
@@ -199,9 +199,10 @@ class KubernetesHosts:
         return f": {' '.join(about[-1]['message'].split())[:300]}" if about else ""
 
 
+# Not by tabs: kubectl makes columns of those.
 _EVENT = (
-    'jsonpath={.metadata.name}{"\\t"}{.status.phase}{"\\t"}'
-    '{.status.containerStatuses[0].state.waiting.reason}{"\\t"}'
+    'jsonpath={.metadata.name}{"|"}{.status.phase}{"|"}'
+    '{.status.containerStatuses[0].state.waiting.reason}{"|"}'
     '{.status.containerStatuses[0].state.terminated.exitCode}{"\\n"}'
 )
 

@@ -28,6 +28,8 @@ from elsapg.errors import (
 ANSWERS_WITHIN_S = 20
 # kubectl's last words when the command inside a pod ended with another code than 0.
 _ENDED = re.compile(r"^command terminated with exit code \d+\s*\Z", re.MULTILINE)
+# And what it says of its own connection, in the form of its log, whatever becomes of the command.
+_ASIDE = re.compile(r"^[EWI]\d{4} \d\d:\d\d:\d\d\.\d+ .*\n?", re.MULTILINE)
 
 
 # Ends the command when our end of the pipe is closed: also when we are killed.
@@ -122,13 +124,13 @@ class Kubectl:
         """
         words = ["exec", pod, f"--container={container}", "--", *command]
         done = self._run(words, None, timeout, check=False)
-        if done.code == 0:
-            return done
-        ended = _ENDED.search(done.stderr)
-        if ended is None:
+        stderr = _ASIDE.sub("", done.stderr)
+        ended = _ENDED.search(stderr)
+        if done.code != 0 and ended is None:
             # Not the command failed, but kubectl.
             raise self.explain(done.stderr)
-        return process.Completed(done.command, done.code, done.stdout, done.stderr[: ended.start()])
+        told = stderr[: ended.start()] if ended else stderr
+        return process.Completed(done.command, done.code, done.stdout, told)
 
     def start(self, *words: str, **pipes: Any) -> subprocess.Popen[str]:
         """Start it, for what goes on: a conversation, a watch, a forwarded port."""
