@@ -122,8 +122,9 @@ UNIT_SCRIPT = r"""
 section() { printf '\036%s\n' "$1"; }
 section self; echo $$
 section processes
-awk '/^(Name|State|Pid|PPid|Uid|CapEff|CapPrm|NoNewPrivs):/ {print FILENAME, $1, $2}' \
-  /proc/[0-9]*/status
+# grep passes by what has ended meanwhile; awk by itself would end with it, and miss all the rest.
+grep -sE '^(Name|State|Pid|PPid|Uid|CapEff|CapPrm|NoNewPrivs):' /proc/[0-9]*/status \
+  | sed 's/:/ /' | awk '{print $1, $2, $3}'
 section cmdline; grep -as '' /proc/[0-9]*/cmdline | tr '\000' ' '
 section environ; grep -as '' /proc/[0-9]*/environ | tr '\000' '\n'
 section executable

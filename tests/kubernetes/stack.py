@@ -250,8 +250,9 @@ def prepare(
 
 def remove(stack: Stack) -> None:
     """Remove a stack with its data."""
+    # The bucket too: another stack could not read what this one has encrypted.
     stack.cluster.kubectl(
-        "delete", "namespace", stack.namespace, "--ignore-not-found", "--wait", timeout=240
+        "delete", "namespace", stack.namespace, s3.NAMESPACE, "--ignore-not-found", timeout=240
     )
     if stack.cluster.ours:
         system.renew_volumes(stack.cluster)
