@@ -87,17 +87,22 @@ def holding(where: str, tls: Path, say: Say = lambda _: None) -> Iterator[list[s
     opened: list[Gate] = []
     try:
         context = tls_context(tls)
-        found = _each([where], resolve, OPEN_S, say, late=lambda _: None)
+        found = _each([where], resolve, "resolve", OPEN_S, say)
         opened = _each(
-            found[0] if found else [], lambda a: open_gate(a, context), OPEN_S, say, late=Gate.close
+            found[0] if found else [],
+            lambda a: open_gate(a, context),
+            "open",
+            OPEN_S,
+            say,
+            late=Gate.close,
         )
     except OSError as error:
         say(f"no pool is held: this node's certificate cannot be used: {error}")
     try:
         # One that is late is held all the same, and its connection ends with the others.
-        held = _each(opened, _pause, PAUSE_S, say, late=lambda _: None)
+        held = _each(opened, _pause, "pause", PAUSE_S, say)
         yield [gate.name for gate in held]
-        _each(held, _resume, RESUME_S, say, late=lambda _: None)
+        _each(held, _resume, "resume", RESUME_S, say)
     finally:
         for gate in opened:
             gate.close()
@@ -134,9 +139,10 @@ def _resume(gate: Gate) -> Gate:
 def _each(
     things: Sequence[_A],
     act: Callable[[_A], _B],
+    doing: str,
     patience: float,
     say: Say,
-    late: Callable[[_B], None],
+    late: Callable[[_B], None] = lambda _: None,
 ) -> list[_B]:
     """What `act` makes of each of `things`, all at once, within `patience` seconds altogether.
 
@@ -151,7 +157,7 @@ def _each(
         try:
             result = act(thing)
         except (OSError, ValueError, GateError) as error:
-            say(f"goes on without gate {name}: {' '.join(str(error).split())}")
+            say(f"gate {name} does not {doing}: {' '.join(str(error).split())}")
             return
         with turn:
             if not over.is_set():

@@ -243,6 +243,7 @@ def prepare(
     for key, value in settings.items():
         groups[key] = {**groups.get(key, {}), **value}
     stack = Stack(cluster, root, name, groups)
+    shutil.rmtree(stack.manifests, ignore_errors=True)
     stack.write()
     return stack
 

@@ -132,7 +132,7 @@ def test_a_pool_that_refuses_is_left_out(gate: MakeGate, node: Path) -> None:
     with holding(WHERE, node, told.append) as held:
         assert held == [good.name]
     assert told == [
-        f"goes on without gate {busy.name}: refused: running transactions did not end within 4 s"
+        f"gate {busy.name} does not pause: refused: running transactions did not end within 4 s"
     ]
     assert busy.heard == ["pause"]
     assert busy.closed.wait(5)
