@@ -32,6 +32,9 @@ GATE_PORT = 6500
 WAL_MOUNT = "/var/lib/postgresql-wal"
 PRIMARY_HOST = "primary"
 REPLICA_HOST = "replica"
+# Kubernetes' Service of the standbys has nobody behind it while there is none; PgBouncer then takes
+# the next host. It looks in the certificate for the list as a whole, as if it were one name.
+READONLY_HOSTS = f"{REPLICA_HOST},{PRIMARY_HOST}"
 S3_HOST = "s3"
 
 

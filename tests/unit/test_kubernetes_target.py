@@ -103,6 +103,8 @@ def test_the_read_only_door_falls_back_to_the_primary() -> None:
     ini = config("pgbouncer-1", "pgbouncer.ini")
     door = "elsa_runtime_readonly = host=replica,primary load_balance_hosts=disable port=5433"
     assert door in ini
+    # PgBouncer 1.24 verifies the list as if it were one name.
+    assert "replica,primary" in certificate_names(settings(), "there")["pg"]
     services = {s["metadata"]["name"]: s["spec"] for s in nodes._services(place())}
     for name in ("replica", "primary"):
         assert 5433 in {p["port"] for p in services[name]["ports"]}
