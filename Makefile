@@ -47,7 +47,12 @@ destroy: $(READY) ## Remove a stack, keeping its data (STACK=local)
 .PHONY: test
 test: setup ## Run every test that this machine can run
 	@$(BIN)/python -m pytest tests/unit $(PYTEST)
-	@$(BIN)/python -m pytest tests --ignore=tests/unit --ignore=tests/infra $(PYTEST)
+	@$(BIN)/python -m pytest tests --ignore=tests/unit --ignore=tests/infra \
+	  --ignore=tests/kubernetes $(PYTEST)
+
+.PHONY: test-kubernetes
+test-kubernetes: setup ## Run the tests of the kubernetes target on a cluster made here (builds one)
+	@$(BIN)/python -m pytest tests/kubernetes $(PYTEST)
 
 .PHONY: test-unit
 test-unit: $(READY) ## Run the unit tests: no Docker, no Pulumi engine
