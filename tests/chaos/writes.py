@@ -106,7 +106,7 @@ class Access:
     """How a client reaches a stack's pools: by password over TLS, verifying the server."""
 
     pools: tuple[tuple[str, int], ...]
-    passwords: dict[str, str]
+    passwords: dict[str, str] = field(repr=False)
     ca_file: str
 
     def connect(
