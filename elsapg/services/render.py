@@ -27,6 +27,7 @@ from elsapg.services.places import write_private
 from elsapg.settings import Settings
 from elsapg.targets.kubernetes import secret_objects
 from elsapg.targets.kubernetes.objects import Place
+from elsapg.targets.wire import whole
 
 Manifest = dict[str, Any]
 
@@ -67,7 +68,7 @@ class Recorded:
         """The Kubernetes object, if it is one."""
         if not self.type.startswith("kubernetes:"):
             return None
-        found = _whole(dict(self.inputs))
+        found = whole(dict(self.inputs))
         assert isinstance(found, dict)
         return found
 
@@ -130,17 +131,6 @@ def record(name: str, settings_: Settings, root: Path) -> list[Recorded]:
     settings.set_root_resource(None)  # type: ignore[arg-type]
     _sync_await(stack.run_in_stack(lambda: program(name, settings_, root)))
     return monitor.seen
-
-
-def _whole(value: Any) -> Any:
-    """Pulumi's wire has floats only: 6432.0 is 6432."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, list):
-        return [_whole(v) for v in value]
-    if isinstance(value, dict):
-        return {k: _whole(v) for k, v in value.items()}
-    return value
 
 
 @dataclass(frozen=True)

@@ -208,7 +208,7 @@ def sent_by_up(stack: str) -> list[Manifest]:
     root = shared_project()
     run = test_program.run(stackfile.read(root, stack), stack, root)
     return [
-        service._whole(r.inputs) for r in run.resources.values() if r.type.startswith("kubernetes:")
+        service.whole(r.inputs) for r in run.resources.values() if r.type.startswith("kubernetes:")
     ]
 
 
