@@ -36,7 +36,11 @@ def program(stack: str, settings: Settings, _root: Path) -> None:
     stashes = {name: _generated(f"password-{name}", 24, keep) for name in PASSWORD_ROLES}
     access_key = _generated("s3-access-key", 15, keep)
     secret_key = _generated("s3-secret-key", 30, keep)
-    cipher = _generated("repository-cipher", 48, keep)
+    # All are kept: what was encrypted with an earlier one is still to be read.
+    ciphers = [
+        _generated("repository-cipher" + ("" if name == "k1" else f"-{name}"), 48, keep)
+        for name in settings.archive.key_ids
+    ]
     # For applications, by way of `elsapg keys show`: no unit of the stack ever gets them.
     keys = {
         name: _stashed(
@@ -71,7 +75,7 @@ def program(stack: str, settings: Settings, _root: Path) -> None:
         passwords=stashes,
         pairs={n: [c.certificate, c.private_key] for n, c in pairs.items()},
         s3=[access_key, secret_key],
-        cipher=cipher,
+        cipher=ciphers[-1],
     ).apply(_secrets)
     place_on_docker(stack, settings, known)
     pulumi.export("passwords", pulumi.Output.secret(stashes))

@@ -265,6 +265,34 @@ class PoolerSettings(_Model):
     )
 
 
+def _key_ids(value: tuple[str, ...]) -> tuple[str, ...]:
+    for name in value:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,31}", name):
+            raise ValueError(f"{name!r} names no key: 1 to 32 of a-z, 0-9, '.', '_' and '-'")
+        if value.count(name) > 1:
+            raise ValueError(f"{name!r} is there twice; name each key once")
+    return value
+
+
+class SecondRepositorySettings(_Model):
+    """Another bucket that gets every WAL segment and every backup as well.
+
+    The same credentials open it, and the same key encrypts it.
+    """
+
+    bucket: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
+    prefix: str = Field(default="/wal", pattern=r"^(/[a-z0-9][a-z0-9._-]*)+$")
+    region: str = Field(default="us-east-1", pattern=r"^[a-z0-9-]{1,40}$")
+    endpoint: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]{0,252}(:[0-9]{1,5})?$",
+        description="Host and port of its S3; that of the first one if unset.",
+    )
+    retention_days: int = Field(
+        default=30, ge=1, le=3650, description="Full backups are kept this long."
+    )
+
+
 class ArchiveSettings(_Model):
     """WAL archive and backups: pgBackRest into an S3 bucket."""
 
@@ -283,15 +311,41 @@ class ArchiveSettings(_Model):
     retention_days: int = Field(
         default=30, ge=1, le=3650, description="Full backups are kept this long."
     )
-
-
-def _key_ids(value: tuple[str, ...]) -> tuple[str, ...]:
-    for name in value:
-        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,31}", name):
-            raise ValueError(f"{name!r} names no key: 1 to 32 of a-z, 0-9, '.', '_' and '-'")
-        if value.count(name) > 1:
-            raise ValueError(f"{name!r} is there twice; name each key once")
-    return value
+    key_ids: Annotated[tuple[str, ...], AfterValidator(_key_ids)] = Field(
+        default=("k1",),
+        min_length=1,
+        max_length=16,
+        description="A key is made for each; the last one encrypts the repository and the dumps. "
+        "A new one goes with a new prefix and dump_prefix: docs/backups.md.",
+    )
+    second: SecondRepositorySettings | None = Field(
+        default=None, description="Another bucket that gets everything as well."
+    )
+    dump_schedule: Cron = Field(default="0 2 * * *", description="pg_dump of each database, UTC.")
+    dump_prefix: str = Field(
+        default="/daily",
+        pattern=r"^(/[a-z0-9][a-z0-9._-]*)+$",
+        description="Where the dumps lie in the bucket.",
+    )
+    dump_retention_days: int = Field(
+        default=30, ge=1, le=3650, description="Dumps are kept this long, the newest always."
+    )
+    dump_jobs: int = Field(default=2, ge=1, le=32, description="Tables dumped at a time.")
+    dump_plain: bool = Field(default=False, description="Dumps have plain SQL as well.")
+    versions_days: int = Field(
+        default=7,
+        ge=0,
+        le=3650,
+        description="What is removed or overwritten in the bucket stays this long; 0: no longer.",
+    )
+    check_schedule: Cron = Field(
+        default="0 4 * * *",
+        description="The repository's files are read and compared, gaps in the WAL found, UTC.",
+    )
+    drill_schedule: Cron = Field(
+        default="0 5 * * 0",
+        description="The newest backup is restored beside the stack and compared, UTC.",
+    )
 
 
 class EncryptionSettings(_Model):

@@ -154,7 +154,36 @@ def _agent(name: str, settings: Settings, secrets: Secrets) -> tuple[File, ...]:
 
 def _runner(_name: str, settings: Settings, secrets: Secrets) -> tuple[File, ...]:
     """Of the schedule: backups need neither passwords nor the superuser's key."""
-    return _select(BACKUP, {"pgbackrest.conf"}, settings, secrets)
+    return _select(BACKUP, {"pgbackrest.conf"}, settings, secrets, _recovery(settings))
+
+
+def _recovery(settings: Settings) -> dict[str, Any]:
+    """What the runner's schedule reads beside the backups' own times."""
+    archive = settings.archive
+    return {
+        "job_schedules": {
+            "dump": archive.dump_schedule,
+            "check": archive.check_schedule,
+            "drill": archive.drill_schedule,
+        },
+        "dump": {
+            "prefix": archive.dump_prefix,
+            "retention_days": archive.dump_retention_days,
+            "jobs": archive.dump_jobs,
+            "plain": archive.dump_plain,
+            "databases": list(t.DATABASES),
+        },
+        **_repositories(settings),
+    }
+
+
+def _repositories(settings: Settings) -> dict[str, Any]:
+    # The docker target's bucket is the stack's own; any other is somebody's.
+    own = settings.target == "docker"
+    return {
+        "versions": {"days": settings.archive.versions_days, "own": own},
+        "repositories": 2 if settings.archive.second else 1,
+    }
 
 
 def _select(
@@ -205,6 +234,6 @@ def task_files(task: str, settings: Settings, secrets: Secrets) -> tuple[File, .
         "configure": (SUPERUSER, {"dynamic.json"}, None),
         # For elsapg.setting, which the databases' own jobs read.
         "bootstrap": (SUPERUSER, {"roles.json"}, {"settings": settings.retention.model_dump()}),
-        "first-backup": (BACKUP, {"pgbackrest.conf"}, None),
+        "first-backup": (BACKUP, {"pgbackrest.conf"}, _repositories(settings)),
     }[task]
     return _select(client, paths, settings, secrets, more)

@@ -137,10 +137,19 @@ def _s3(settings: Settings) -> Unit:
         name="s3",
         image="s3",
         aliases=(S3_HOST,),
-        env={"S3_BUCKET": settings.archive.bucket, "S3_REGION": settings.archive.region},
-        mounts=(Mount("s3", "/var/lib/s3", data=True),),
+        env={"S3_BUCKET": " ".join(_own_buckets(settings)), "S3_REGION": settings.archive.region},
+        mounts=(
+            Mount("s3", "/var/lib/s3", data=True),
+            Mount("s3-versions", "/var/lib/s3-versions", data=True),
+        ),
         memory_mb=512,
     )
+
+
+def _own_buckets(settings: Settings) -> tuple[str, ...]:
+    second = settings.archive.second
+    also = second is not None and second.endpoint is None
+    return (settings.archive.bucket, *((second.bucket,) if second and also else ()))
 
 
 def _nodes(settings: Settings) -> tuple[Unit, ...]:
@@ -240,6 +249,8 @@ def _runner() -> Unit:
         image="runner",
         command=("schedule",),
         aliases=("runner",),
+        # Dumps until they are stored, and what a drill restores: as large as the data.
+        mounts=(Mount("runner-scratch", "/var/lib/elsapg"),),
         tmpfs=("/tmp", "/var/spool/pgbackrest", "/var/log/pgbackrest"),
-        memory_mb=256,
+        memory_mb=1024,
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from elsapg import stackfile
 from elsapg.definition import topology as t
-from elsapg.errors import NotDeployedError, UnhealthyError, UsageError
+from elsapg.errors import LockedError, NotDeployedError, UnhealthyError, UsageError
 from elsapg.services import workspace
 from elsapg.settings import Settings
 from elsapg.targets.docker.hosts import DockerHosts
@@ -118,6 +118,8 @@ class Deployment:
     def runner(self, *command: str, timeout: int = 3600) -> str:
         """Run one of the runner's commands (`backup`, `backup-info`) and return its output."""
         done = self.hosts.run("runner", "python3", "-m", "elsapg.runner", *command, timeout=timeout)
+        if done.code == LockedError.exit_code:
+            raise LockedError(done.output.strip()[:600])
         if done.code:
-            raise UnhealthyError(done.output.strip()[:600] or f"runner {command[0]} failed")
+            raise UnhealthyError(done.output.strip()[:1200] or f"runner {command[0]} failed")
         return done.output

@@ -189,7 +189,11 @@ def test_what_is_registered(local: Run) -> None:
     images = {"etcd", "s3", "postgres", "haproxy", "pgbouncer", "runner"}
     assert {image.name for image in local.of("Image").values()} == images
     assert set(local.of("Volume")) == {
-        f"volume-{name}" for name in ("pg-1", "pg-2", "pg-1-run", "pg-2-run", "etcd-1", "s3")
+        f"volume-{name}"
+        for name in (
+            *("pg-1", "pg-2", "pg-1-run", "pg-2-run"),
+            *("etcd-1", "s3", "s3-versions", "runner-scratch"),
+        )
     }
     assert set(local.of("Network")) == {"network"}
     assert set(local.of("CertificateAuthority")) == {"ca"}
@@ -210,7 +214,7 @@ def test_physical_names_carry_it(local: Run) -> None:
     assert all(r.inputs["stack"] == STACK for r in local.of("Container").values())
 
 
-KEPT = {"volume-pg-1", "volume-pg-2", "volume-etcd-1", "volume-s3", "ca"}
+KEPT = {*("volume-pg-1", "volume-pg-2", "volume-etcd-1", "volume-s3", "volume-s3-versions", "ca")}
 
 
 def test_data_and_secrets_are_protected(local: Run) -> None:
@@ -379,3 +383,8 @@ def test_wire_helpers_see_secrets() -> None:
     assert bare({"a": [secret]}) == {"a": ["x"]}
     assert rpc._special_secret_sig == SECRET
     assert rpc._special_sig_key == SIGNATURE
+
+
+def test_a_new_repository_key_leaves_the_old_one() -> None:
+    found = run(stackfile.load({"archive": {"key_ids": ["k1", "k2"]}}, "test"))
+    assert {"repository-cipher", "repository-cipher-k2"} <= set(found.of("Stash"))

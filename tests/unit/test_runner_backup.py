@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
+import json
 import subprocess
 from typing import Any
 
@@ -119,7 +121,24 @@ def test_the_first_backup_is_full(tool: Tool, monkeypatch: pytest.MonkeyPatch) -
 def test_a_backup_is_told_by_its_label(tool: Tool) -> None:
     tool.out = '[{"backup": [{"label": "A"}, {"label": "B"}]}]'
     assert backup.backup(CONFIG, "incr") == "B"
-    assert tool.calls[0] == ["pgbackrest", "--stanza=elsa", "--type=incr", "backup"]
+    assert tool.calls[0] == ["pgbackrest", "--stanza=elsa", "--repo=1", "--type=incr", "backup"]
+
+
+def test_a_second_repository_gets_its_own_even_if_the_first_fails(
+    tool: Tool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = dataclasses.replace(CONFIG, repositories=2)
+    tool.out = json.dumps(
+        [{"backup": [{"label": "A", "database": {"repo-key": 1}},
+                     {"label": "B", "database": {"repo-key": 2}}]}]
+    )  # fmt: skip
+    assert backup.backup(both, "full") == "A"
+    assert [call[2] for call in tool.calls[:2]] == ["--repo=1", "--repo=2"]
+    tool.calls.clear()
+    tool.code, tool.err = 1, "ERROR: no S3"
+    with pytest.raises(BackupError, match=r"repo1: .*no S3.*; repo2: .*no S3"):
+        backup.backup(both, "full")
+    assert len(tool.calls) == 2
 
 
 def test_no_stanza_is_no_backup(tool: Tool) -> None:

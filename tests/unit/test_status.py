@@ -12,7 +12,7 @@ from elsapg import stackfile
 from elsapg.errors import NotDeployedError, UnhealthyError
 from elsapg.services import status
 from elsapg.services.backups import Backup
-from elsapg.targets.docker.hosts import UnitState
+from elsapg.targets.docker.hosts import Completed, UnitState
 
 UNITS = (
     *("etcd-1", "s3", "pg-1", "pg-2", "pg-1-agent", "pg-2-agent"),
@@ -40,8 +40,15 @@ class Healthy:
             member("pg-1", "leader", "running"),
             member("pg-2", "sync_standby", lag=16),
         ]
-        self.archiver = ["000000010000000000000003", "12.5", "0"]
+        self.overview: dict[str, Any] = {"dumps": [], "runs": {}, "problems": []}
+        self.archiver = ["000000010000000000000003", "12.5", "0", "1"]
         self.paused = "0"
+
+        self.used = "41"
+
+    def run(self, unit: str, *command: str) -> Completed:
+        assert command == ("df", "-Pk", "/var/lib/postgresql")
+        return Completed(0, f"Filesystem\n/dev/x 100 41 2048000 {self.used}% /var/lib/postgresql\n")
 
     def physical(self, unit: str) -> str:
         return f"elsapg-test-{unit}"
@@ -62,6 +69,10 @@ class Healthy:
 
     def query(self, node: str, sql: str) -> list[list[str]]:
         return [self.archiver]
+
+    def runner(self, command: str, timeout: int = 0) -> str:
+        assert command == "overview"
+        return json.dumps(self.overview)
 
     def pooler_console(self, pooler: str, command: str) -> list[dict[str, str]]:
         if command == "SHOW DATABASES":
@@ -101,7 +112,7 @@ def test_all_is_well(deployment: Healthy) -> None:
     assert [p.name for p in found.pools] == ["pgbouncer-1", "pgbouncer-2"]
     # The admin console's own line is no pool.
     assert (found.pools[0].clients_active, found.pools[0].servers_idle) == (4, 6)
-    assert found.archive == status.Archive("000000010000000000000003", 12.5, 0)
+    assert found.archive == status.Archive("000000010000000000000003", 12.5, 0, 1)
     document = json.loads(found.as_json())
     assert document["healthy"] is True
     assert document["last_backup"]["label"] == "20260301-010000F"
@@ -136,7 +147,7 @@ def not_synchronous(d: Healthy) -> None:
 
 
 def archive_fails(d: Healthy) -> None:
-    d.archiver = ["", "", "7"]
+    d.archiver = ["", "", "7", "9"]
 
 
 def no_backup(d: Healthy) -> None:
@@ -155,6 +166,18 @@ def paused(d: Healthy) -> None:
     d.paused = "1"
 
 
+def disk_fills_up(d: Healthy) -> None:
+    d.used = "85"
+
+
+def wal_queues(d: Healthy) -> None:
+    d.archiver = ["000000010000000000000003", "12.5", "0", "40"]
+
+
+def overdue(d: Healthy) -> None:
+    d.overview["problems"] = [{"job": "drill", "text": "a restore drill was due"}]
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
@@ -169,6 +192,9 @@ def paused(d: Healthy) -> None:
         (no_backup, "no backup yet: `elsapg backup now`"),
         (bad_backup, "backup 20260301-010000F has errors"),
         (old_backup, "more than 2 days old"),
+        (disk_fills_up, "the disk of pg-1 is 85% full, 2000 MiB are left"),
+        (wal_queues, "40 WAL segments (640 MiB) wait on the primary's disk"),
+        (overdue, "a restore drill was due"),
         (paused, "pgbouncer-1 is paused: a switchover is under way"),
     ],
     ids=lambda v: v.__name__ if callable(v) else "",

@@ -29,9 +29,14 @@ CONTEXTS: Mapping[str, tuple[str, ...]] = {
     "postgres": (
         "images/bin/handover",
         "elsapg/__init__.py",
-        "elsapg/runner/__init__.py",
-        "elsapg/runner/handover.py",
-        "elsapg/runner/patroni.py",
+        "elsapg/errors.py",
+        *(
+            f"elsapg/runner/{name}.py"
+            for name in (
+                *("__init__", "config", "dumps", "handover", "jobs", "patroni", "repository"),
+                *("s3", "sealed", "undump"),
+            )
+        ),
     ),
     "haproxy": (),
     "pgbouncer": ("images/bin/pool-gate",),
