@@ -133,7 +133,7 @@ def _verify(config: Config, number: int) -> list[str]:
     )  # fmt: skip
     output = done.stdout + done.stderr
     found = sorted({m[1] for m in map(_INVALID.search, output.splitlines()) if m})
-    if done.returncode and not found:
+    if (done.returncode or "status: error" in output) and not found:
         lines = output.strip().splitlines()
         told = " ".join([line for line in lines if "ERROR" in line] or lines[-3:])[:600]
         raise CheckError(f"pgbackrest verify failed ({done.returncode}): {told}")

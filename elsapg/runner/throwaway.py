@@ -26,6 +26,7 @@ from elsapg.runner.config import Config
 HOME = Path("/var/lib/elsapg/drill")
 DATA = HOME / "data"
 RUN = HOME / "run"
+SPOOL = HOME / "spool"
 # In memory: it holds the keys.
 PGBACKREST = Path("/tmp/elsapg-drill-pgbackrest.conf")
 # Recovery insists on what the primary had; pg_control says what that was.
@@ -64,7 +65,7 @@ def clear() -> None:
 def restore(config: Config, lsn: str) -> float:
     """Restore the newest backup before `lsn`, to be recovered up to there; returns the seconds."""
     clear()
-    for folder in (HOME, DATA, RUN):
+    for folder in (HOME, DATA, RUN, SPOOL):
         folder.mkdir(mode=0o700, parents=True)
     _write_configuration(config)
     clock = time.monotonic()
@@ -98,12 +99,12 @@ def _write_configuration(config: Config) -> None:
         ],
         encoding="utf-8",
     )
-    wanted = re.compile(
-        r"^(repo\d+-(?!retention|bundle|block)|process-max$|io-timeout$|spool-path$)"
-    )
+    wanted = re.compile(r"^(repo\d+-(?!retention|bundle|block)|process-max$|io-timeout$)")
     text = "[global]\n"
     text += "".join(f"{k}={v}\n" for k, v in own["global"].items() if wanted.match(k))
     text += "lock-path=/tmp/elsapg-drill\nlog-level-console=warn\nlog-level-file=off\n"
+    # WAL is fetched ahead, in parallel: one process for each segment takes most of a recovery.
+    text += f"archive-async=y\narchive-get-queue-max=256MiB\nspool-path={SPOOL}\n"
     text += f"[{config.stanza}]\npg1-path={DATA}\n"
     PGBACKREST.touch(mode=0o600)
     PGBACKREST.write_text(text, encoding="utf-8")

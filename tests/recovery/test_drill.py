@@ -58,7 +58,7 @@ def test_green_while_somebody_writes(archived: ArchiveStack) -> None:
         archived.wait(lambda: statements[0] > 3, "nothing is written")
         report = json.loads(archived.elsapg("drill", "--json"))
     assert report["findings"] == []
-    assert report["tables"] > 50
+    assert report["tables"] >= 40
     assert report["rows"] > 3000
     assert report["restore_mib_per_s"] > 0
     assert set(report["seconds"]) == {
