@@ -110,6 +110,15 @@ BEGIN
 END
 $function$;
 
+-- They run as elsa_maintenance, which nobody is, with what they need.
+GRANT USAGE ON SCHEMA recovery TO elsa_maintenance;
+GRANT SELECT, INSERT, UPDATE, DELETE ON TABLE recovery.run TO elsa_maintenance;
+GRANT EXECUTE ON FUNCTION pg_catalog.pg_wal_replay_pause() TO elsa_maintenance;
+GRANT EXECUTE ON FUNCTION pg_catalog.pg_wal_replay_resume() TO elsa_maintenance;
+ALTER FUNCTION recovery.begin_run(text, text) OWNER TO elsa_maintenance;
+ALTER FUNCTION recovery.end_run(bigint, boolean, text, jsonb) OWNER TO elsa_maintenance;
+ALTER FUNCTION recovery.hold_replay() OWNER TO elsa_maintenance;
+
 REVOKE ALL ON FUNCTION recovery.hold_replay() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION recovery.hold_replay() TO backup;
 REVOKE ALL ON FUNCTION recovery.begin_run(text, text) FROM PUBLIC;
