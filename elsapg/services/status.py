@@ -99,7 +99,9 @@ def gather(deployment: Deployment) -> Status:
             try:
                 future.result()
             except ElsapgError as error:
-                status.problems.append(str(error))
+                # Two that ask the same unit are told the same.
+                if str(error) not in status.problems:
+                    status.problems.append(str(error))
     status.pools.sort(key=lambda p: p.name)
     return status
 
