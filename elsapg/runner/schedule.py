@@ -7,6 +7,7 @@ ran (this process was being restarted, say) is made up for.
 from __future__ import annotations
 
 import datetime
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -27,7 +28,33 @@ Next = Callable[[datetime.datetime], tuple[str, datetime.datetime]]
 
 
 def run(config: Config) -> int:
-    """Do everything at its time (UTC) until told to stop."""
+    """Do everything at its time (UTC) until told to stop.
+
+    As process 1 it does so in a child, and buries whatever dies in the container: what a killed
+    command leaves behind, and pgBackRest's own helpers.
+    """
+    if os.getpid() == 1:
+        worker = os.fork()
+        if worker:
+            return _bury(worker)
+    return _work(config)
+
+
+def _bury(worker: int) -> int:
+    """Collect the dead until the worker is among them; signals go to it."""
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        os.kill(worker, number)
+
+    signal.signal(signal.SIGTERM, pass_on)
+    signal.signal(signal.SIGINT, pass_on)
+    while True:
+        dead, status = os.wait()
+        if dead == worker:
+            return os.waitstatus_to_exitcode(status)
+
+
+def _work(config: Config) -> int:
     stop = threading.Event()
 
     def end(_signal: int, _frame: FrameType | None) -> None:
