@@ -12,6 +12,7 @@ from bench import (
     bootstrap,
     failover,
     integrity,
+    kubernetes,
     locks,
     memory,
     pooled,
@@ -32,6 +33,7 @@ ALONE: dict[str, Callable[[int | None], Path]] = {
     "integrity": integrity.run,
     "rls": rls.run,
     "queries": queries.run,
+    "kubernetes": kubernetes.run,
 }
 # On one running stack, in this order: idle first, since a failover leaves caches warm.
 ON_STACK = ("memory", "pooled", "restore", "archive", "failover")

@@ -6,6 +6,8 @@ that people and applications use have passwords.
 
 from __future__ import annotations
 
+import base64
+import secrets as random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -29,7 +31,28 @@ REPLICATOR, REWIND, AUTH, BACKUP, SUPERUSER = (
     "backup",
     "postgres",
 )
+# The servers' key pairs on kubernetes.
+NODES_PAIR, POOLERS_PAIR = "pg", "pgbouncer"
 CLIENTS = (REPLICATOR, REWIND, AUTH, BACKUP, SUPERUSER)
+
+
+# Random bytes of what is generated.
+PASSWORD_BYTES, CIPHER_BYTES = 24, 48
+
+
+def new_secret(entropy: int) -> str:
+    """A secret of so many random bytes, in characters that stand anywhere."""
+    return random.token_urlsafe(entropy)
+
+
+def new_encryption_key() -> str:
+    """A key of 32 random bytes, base64."""
+    return base64.b64encode(random.token_bytes(32)).decode()
+
+
+def cipher_name(key_id: str) -> str:
+    """What a repository's passphrase is called in the state, in a store, in the environment."""
+    return "repository-cipher" if key_id == "k1" else f"repository-cipher-{key_id}"
 
 
 @dataclass(frozen=True)
@@ -52,8 +75,31 @@ class Secrets:
     repository_cipher: str
 
 
-def certificate_names(settings: Settings) -> dict[str, tuple[str, ...]]:
-    """Each certificate's DNS names or addresses; a client certificate has none but its CN."""
+def key_pair_of(unit: str, settings: Settings) -> str:
+    """The name of the key pair that a unit serves with.
+
+    On kubernetes all units of a kind are made from one template, and share one.
+    """
+    if settings.target != "kubernetes":
+        return unit
+    return NODES_PAIR if unit in t.node_names(settings) else POOLERS_PAIR
+
+
+def is_client_too(pair: str, settings: Settings) -> bool:
+    """Whether a server's key pair is a client's as well: nodes are clients of etcd and of each
+    other's REST API (and of the poolers' gates), etcd's members of each other."""
+    return pair in (NODES_PAIR, *t.node_names(settings), *t.etcd_names(settings))
+
+
+def certificate_names(
+    settings: Settings, namespace: str | None = None
+) -> dict[str, tuple[str, ...]]:
+    """Each certificate's DNS names or addresses; a client certificate has none but its CN.
+
+    `namespace`: the stack's, on kubernetes.
+    """
+    if settings.target == "kubernetes":
+        return _kubernetes_names(settings, namespace or "")
     address = settings.docker.bind_address
     local = ("localhost", "127.0.0.1", *({address} - {"127.0.0.1", "0.0.0.0"}))
     names: dict[str, tuple[str, ...]] = dict.fromkeys(CLIENTS, ())
@@ -65,3 +111,21 @@ def certificate_names(settings: Settings) -> dict[str, tuple[str, ...]]:
         names[name] = (name, "pgbouncer", *local)
     names["s3"] = (t.S3_HOST, *local)
     return names
+
+
+def _kubernetes_names(settings: Settings, namespace: str) -> dict[str, tuple[str, ...]]:
+    nodes = t.node_names(settings)
+    local = ("localhost", "127.0.0.1")
+    # Nodes are spoken to from within the namespace alone, pools from anywhere.
+    pool = POOLERS_PAIR
+    outside = (f"{pool}.{namespace}", f"{pool}.{namespace}.svc")
+    far = f"{pool}.{namespace}.svc.{settings.kubernetes.cluster_domain}"
+    further = settings.kubernetes.pool_names
+    return {
+        **dict.fromkeys(CLIENTS, ()),
+        NODES_PAIR: (
+            *(NODES_PAIR, *nodes, *map(t.agent_name, nodes)),
+            *(t.PRIMARY_HOST, t.REPLICA_HOST, t.READONLY_HOSTS, *local),
+        ),
+        POOLERS_PAIR: (pool, *((*outside, far) if namespace else ()), *further, *local),
+    }

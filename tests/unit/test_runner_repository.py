@@ -92,6 +92,12 @@ def test_a_second_repository() -> None:
     assert "repo2-storage-ca-file=/etc/elsapg/tls/ca.crt\n" in text
     assert "repo2" not in render("pgbackrest.conf.j2", stackfile.load({}, "t"),
                                  secrets=_Anything(), node=None)  # fmt: skip
+    # One access for both, and a passphrase for each; none of it in the plain file.
+    secret = render("secrets.conf.j2", own, secrets=_Anything())
+    for number in (1, 2):
+        assert f"repo{number}-s3-key-secret=S\n" in secret
+        assert f"repo{number}-cipher-pass=C\n" in secret
+    assert "cipher-pass" not in text and "s3-key=" not in text
 
 
 def at(day: int) -> datetime.datetime:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import pulumi
@@ -22,24 +21,24 @@ from elsapg.targets.docker.resources import (
     context_digest,
 )
 
+# Of the runner's modules those that a node has: a change of any other leaves the nodes alone.
+NODE_MODULES = (
+    *("__init__", "config", "dumps", "gates", "handover", "jobs", "patroni", "repository", "s3"),
+    *("sealed", "undump"),
+)
 # What each image is made of, beside the Dockerfile: a change of SQL rebuilds the runner only.
 CONTEXTS: Mapping[str, tuple[str, ...]] = {
     "etcd": (),
     "s3": (".elsapg/bin/versitygw", "images/bin/s3"),
     "postgres": (
         "images/bin/handover",
+        "images/bin/reload-on-change",
         "elsapg/__init__.py",
         "elsapg/errors.py",
-        *(
-            f"elsapg/runner/{name}.py"
-            for name in (
-                *("__init__", "config", "dumps", "handover", "jobs", "patroni", "repository"),
-                *("s3", "sealed", "undump"),
-            )
-        ),
+        *(f"elsapg/runner/{name}.py" for name in NODE_MODULES),
     ),
     "haproxy": (),
-    "pgbouncer": ("images/bin/pool-gate",),
+    "pgbouncer": ("images/bin/gate", "images/bin/pool-gate", "images/bin/reload-on-change"),
     "runner": ("elsapg/__init__.py", "elsapg/errors.py", "elsapg/runner", "bootstrap_sql"),
 }
 
@@ -130,7 +129,7 @@ def _volumes(stack: str, settings: Settings, units: tuple[t.Unit, ...]) -> dict[
 def _files(secrets: pulumi.Output[Secrets], render: Any) -> pulumi.Output[list[dict[str, Any]]]:
     def rendered(known: Secrets) -> list[dict[str, Any]]:
         files: tuple[File, ...] = render(known)
-        return [asdict(file) for file in files]
+        return [{"path": f.path, "content": f.content, "mode": f.mode} for f in files]
 
     return secrets.apply(rendered)
 
