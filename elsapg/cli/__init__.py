@@ -19,7 +19,7 @@ import typer
 import elsapg
 from elsapg.errors import ElsapgError
 
-_GROUPS = ("lifecycle", "operate", "connect", "keys", "verify", "migrate", "machine")
+_GROUPS = ("lifecycle", "operate", "restore", "connect", "keys", "verify", "migrate", "machine")
 
 _HELP = """Highly available PostgreSQL for Elsa Workflows, by Pulumi.
 

@@ -9,7 +9,7 @@ import sys
 import psycopg
 
 from elsapg.errors import ElsapgError
-from elsapg.runner import backup, bootstrap, configure
+from elsapg.runner import backup, bootstrap, configure, points
 from elsapg.runner.config import Config
 from elsapg.runner.patroni import PatroniError
 
@@ -21,6 +21,8 @@ def main() -> int:
     for name in ("configure", "bootstrap", "first-backup", "schedule", "backup-info"):
         commands.add_parser(name)
     commands.add_parser("backup").add_argument("kind", choices=("full", "diff", "incr"))
+    for name in ("restore-points", "restore-plan", "restore-mark"):
+        commands.add_parser(name).add_argument("words", nargs="*")
     arguments = parser.parse_args()
     try:
         match arguments.command:
@@ -34,6 +36,8 @@ def main() -> int:
                 return backup.schedule(Config.load())
             case "backup":
                 print(backup.backup(Config.load(), arguments.kind))
+            case "restore-points" | "restore-plan" | "restore-mark":
+                print(points.answer(arguments.command, arguments.words))
             case "backup-info":
                 print(json.dumps(backup.info(Config.load())))
     except (
