@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -54,6 +55,9 @@ def restore(
     no_check: Annotated[
         bool, typer.Option("--no-check", help="Do not read the WAL before; it is found out later.")
     ] = False,
+    no_verify: Annotated[
+        bool, typer.Option("--no-verify", help="Do not verify at the end.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Put the running stack back to a moment. Everything after it goes, and can be brought back.
@@ -85,9 +89,9 @@ def restore(
     say = _say if not as_json else _silent
     work = service.Restore(where, say)
     prepared = work.prepare(request)
-    _confirm(stack, prepared, confirm, terminal_ask())
+    _confirm(stack, prepared, confirm, terminal_ask(), say)
     done = work.run(prepared, _finish(where))
-    red = _verify(where)
+    red = "" if no_verify else _verify(where, say)
     if as_json:
         print(json.dumps(_as_json(done, red), indent=2))
     else:
@@ -106,14 +110,16 @@ def _silent(_text: str) -> None:
     pass
 
 
-def _confirm(stack: str, prepared: Prepared, confirm: str | None, ask: Any) -> None:
+def _confirm(
+    stack: str, prepared: Prepared, confirm: str | None, ask: Any, say: Callable[[str], None]
+) -> None:
     plan = prepared.plan
-    print(
+    say(
         f"stack {stack!r} goes to {plan['value'] or 'the end'} on timeline {plan['timeline']}, from"
         f" backup {plan['backup']} (of {plan['backup_stopped']}); what came after is gone from it"
     )
     if prepared.how == "new" and prepared.primary is None:
-        print("there is no primary: its unfinished WAL cannot be saved, so no undo will bring it")
+        say("there is no primary: its unfinished WAL cannot be saved, so no undo will bring it")
     if confirm is None:
         if ask is None:
             raise UsageError(
@@ -135,11 +141,11 @@ def _finish(where: Deployment) -> Finish:
     )
 
 
-def _verify(where: Deployment) -> str:
+def _verify(where: Deployment, say: Callable[[str], None]) -> str:
     """What is red, in a few words; "" if nothing is."""
     from elsapg.services import verify  # noqa: PLC0415
 
-    _say("verifying")
+    say("verifying")
     found = verify.verify(where, [], debug=debugging())
     verify.write_report(found, None, where.root)
     return "" if found.green else f"{len(found.failures)} of {len(found.checks)} checks are red"

@@ -162,9 +162,23 @@ def restart_pending(patroni: Patroni, rounds: int = 3) -> None:
         raise PatroniError(f"{', '.join(left)} still need a restart after {rounds} rounds")
 
 
+def refuse_paused(patroni: Patroni) -> None:
+    """Raise PatroniError while somebody holds the cluster still: this would set it going."""
+    try:
+        paused = patroni.from_any("/config").get("pause")
+    except PatroniError:
+        return  # not there yet: the wait comes next
+    if paused:
+        raise PatroniError(
+            "the cluster is paused: a restore is under way or was interrupted (`elsapg restore` "
+            "goes on with it; `elsapg status` says which), or somebody paused Patroni by hand"
+        )
+
+
 def run(config: Config) -> int:
     """The `configure` task."""
     patroni = config.patroni()
+    refuse_paused(patroni)
     members = wait_for_cluster(patroni)
     wait_for_sync(patroni)
     say("cluster: " + ", ".join(f"{m.name} {m.role}" for m in members))

@@ -16,6 +16,7 @@ from elsapg.runner import archive
 
 STANZA = "elsa"
 _CRYPTO = ("cipher header invalid", "unable to flush", "[031]", "CryptoError", "[095]")
+_AWAY = ("HostConnectError", "unable to connect", "unable to get address", "timeout", "[049]")
 
 
 class RepositoryError(DeploymentError):
@@ -86,12 +87,12 @@ class Repository:
 def explain(arguments: Sequence[str], code: int, output: str) -> str:
     """pgBackRest's error in one line, with what to do about the usual ones."""
     lines = [line.strip() for line in output.strip().splitlines() if line.strip()]
-    told = " ".join([line for line in lines if "ERROR" in line] or lines)[:600]
+    told = " ".join([line for line in lines if "ERROR" in line] or lines[-3:])[-600:]
     # The command stands behind its options, and before its own arguments.
     command = next((word for word in arguments if not word.startswith("-")), "pgbackrest")
     hint = ""
-    if any(word in output for word in _CRYPTO):
+    if any(word in told for word in _CRYPTO):
         hint = "; the key of the repository (repository-cipher) does not open it: use the right one"
-    elif any(word in output for word in ("HostConnectError", "unable to connect", "timeout")):
+    elif any(word in told for word in _AWAY):
         hint = "; S3 does not answer: see that it runs and can be reached, then run this again"
     return f"pgbackrest {command} failed ({code}): {told}{hint}"

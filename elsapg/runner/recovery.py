@@ -75,9 +75,10 @@ def fetch(
     """
     work.mkdir(mode=0o700, exist_ok=True)
     log = work / "fetch.log"
+    # The line is named so that pgBackRest takes a backup of an old one.
     words = repository.command(
-        "--delta", "--type=none", f"--set={plan.backup}", f"--pg1-path={data}",
-        "--log-level-console=info", "restore",
+        "--delta", "--type=default", f"--target-timeline={plan.timeline}", f"--set={plan.backup}",
+        f"--pg1-path={data}", "--log-level-console=info", "restore",
     )  # fmt: skip
     with log.open("wb") as output, subprocess.Popen(words, stdout=output, stderr=output) as process:
         try:
@@ -91,8 +92,17 @@ def fetch(
     text = log.read_text(encoding="utf-8", errors="replace")
     if process.returncode:
         raise RecoveryError(explain(("restore",), process.returncode, text))
+    _without_recovery_settings(data / "postgresql.auto.conf")
     sizes = [line.partition("INFO: ")[2] for line in text.splitlines() if "restore size" in line]
     say(f"backup {plan.backup} fetched: {(sizes or ['done'])[-1]}")
+
+
+def _without_recovery_settings(path: Path) -> None:
+    """They would outlive this recovery, and win over Patroni's when this node is a standby."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in lines if not re.match(r"# Recovery settings|re(store|covery)_", line)]
+    if kept != lines:
+        path.write_text("".join(kept), encoding="utf-8")
 
 
 class PrivateServer:

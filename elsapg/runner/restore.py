@@ -193,14 +193,13 @@ class Node:
 
     # -- restoring ---------------------------------------------------------------------------
 
+    def save(self, _order: dict[str, Any]) -> dict[str, Any]:
+        """Archive the finished WAL that the stopped server here could not: it would be lost."""
+        return {"archived": recovery.push_waiting(self.repository, DATA)}
+
     def fetch(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Bring the data directory to the backup; archive first what the old server had not."""
+        """Bring the data directory to the backup."""
         plan = Plan(**order["plan"])
-        journal = self.journal.read() or {}
-        if journal.get("stage") == "begun":
-            pushed = recovery.push_waiting(self.repository, DATA)
-            if pushed:
-                self.driver.say(f"{pushed} finished WAL segments archived first")
         self.journal.write(stage="fetching", plan=asdict(plan))
         recovery.fetch(self.repository, plan, DATA, WORK, self.driver.say, self.driver.gone)
         self.journal.write(stage="fetched")
@@ -320,8 +319,8 @@ def _streams(member: Member | None, line: int) -> bool:
 STEPS: dict[str, Callable[[Node, dict[str, Any]], dict[str, Any]]] = {
     step.__name__: step
     for step in (
-        Node.look, Node.check, Node.begin, Node.stop, Node.fetch, Node.recover, Node.open,
-        Node.reinit, Node.resume, Node.end, Node.note,
+        Node.look, Node.check, Node.begin, Node.stop, Node.save, Node.fetch, Node.recover,
+        Node.open, Node.reinit, Node.resume, Node.end, Node.note,
     )
 }  # fmt: skip
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from elsapg.errors import ElsapgError, UnhealthyError, UsageError
 from elsapg.runner import target as targets
+from elsapg.runner.archive import iso
 from elsapg.runner.target import Target
 from elsapg.services import backups, lock
 from elsapg.services.deployment import Deployment
@@ -33,6 +34,13 @@ POOLS_RESUME_AFTER_S = 24 * 3600
 ARCHIVED_WITHIN_S = 180
 # From these on the old data is gone from the node, and only going on helps.
 TOUCHED = ("fetching", "fetched", "recovering", "promoted", "open")
+# The line is not the control file's: that one follows a promotion only with the next checkpoint.
+_NOW = (
+    "SELECT extract(epoch FROM clock_timestamp()), pg_current_wal_lsn(),"
+    " pg_walfile_name(pg_current_wal_lsn())"
+)
+# A transaction of our own is the last one: then a target after the last commit has an end.
+_LAST = "SET synchronous_commit = local; SELECT pg_current_xact_id()"
 
 
 @dataclass(frozen=True)
@@ -112,25 +120,27 @@ class Restore:
         primary = self._primary()
         now = None
         if primary is not None:
-            ((clock, lsn, line),) = self._deployment.query(
-                primary,
-                "SELECT extract(epoch FROM clock_timestamp()), pg_current_wal_lsn(),"
-                " (SELECT timeline_id FROM pg_control_checkpoint())",
-            )
+            ((clock, lsn, segment),) = self._deployment.query(primary, _NOW)
+            line = _line(segment)
             now = float(clock)
             wanted = request.target
-            here = request.timeline in (None, int(line))
+            here = request.timeline in (None, line)
             if wanted and wanted.kind == "lsn" and here and wanted.lsn > targets.parse_lsn(lsn):
                 raise UsageError(
                     f"--to {wanted.value}: the database is only at {lsn} (timeline {line}); "
                     "`elsapg restore points` lists what can be reached"
                 )
+        before: dict[str, Any] = {}
+        if journal and primary is None:
+            # Begun and stopped, and nothing of the data touched yet.
+            before, node = dict(journal.get("before") or {}), str(journal["node"])
+        else:
+            node = primary or self._deployment.any_node()
         plan = self.plan(request, now)
-        node = primary or self._deployment.any_node()
         if request.check:
             self._say(f"checking {len(plan['segments'])} WAL segments in the archive")
             self._step(node, "check", {"segments": plan["segments"]})
-        return Prepared(request, plan, node, primary, {}, "new")
+        return Prepared(request, plan, node, primary, before, "new")
 
     def _resumed(self, request: Request, journal: dict[str, Any]) -> Prepared:
         """Go on with what was begun; to another target, if one is asked for."""
@@ -218,7 +228,6 @@ class Restore:
                 "backup": request.backup,
                 "before": prepared.before,
                 "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                **({} if prepared.how == "new" else {"stage": "fetching"}),
             },
         )
         states = self._deployment.hosts.states()
@@ -226,6 +235,9 @@ class Restore:
         for name in (node, *(n for n in others if states[n].state == "running")):
             self._say(f"stopping PostgreSQL on {name}")
             self._step(name, "stop")
+            if prepared.how == "new" and prepared.primary is None:
+                saved = self._step(name, "save")["archived"]
+                self._say(f"{saved} finished WAL segments of {name} archived first")
         plan = prepared.plan
         self._say(f"fetching backup {plan['backup']} (of {plan['backup_stopped']}) on {node}")
         self._step(node, "fetch", {"plan": plan})
@@ -236,14 +248,8 @@ class Restore:
         """Where the present ends, once all of it is in the archive."""
         deployment = self._deployment
         last_commit = self._last_commit(primary)
-        # A transaction of our own is the last one: a target after the last commit has an end then.
-        ((xid, now, line, lsn, segment),) = deployment.query(
-            primary,
-            "SET synchronous_commit = local; SELECT pg_current_xact_id(),"
-            " extract(epoch FROM clock_timestamp()),"
-            " (SELECT timeline_id FROM pg_control_checkpoint()), pg_current_wal_lsn(),"
-            " pg_walfile_name(pg_current_wal_lsn());",
-        )
+        ((xid,),) = deployment.query(primary, _LAST)
+        ((now, lsn, segment),) = deployment.query(primary, _NOW)
         deployment.query(primary, "SELECT pg_switch_wal()")
         self._say(f"waiting until {segment} is in the archive")
         self._archived(primary, segment)
@@ -251,7 +257,7 @@ class Restore:
             "lsn": lsn,
             "last_commit": last_commit,
             "next_xid": int(xid),
-            "timeline": int(line),
+            "timeline": _line(segment),
             "now": float(now),
         }
 
@@ -380,6 +386,10 @@ def unfinished(deployment: Deployment) -> dict[str, Any] | None:
     return None
 
 
+def _line(segment: str) -> int:
+    return int(segment[:8], 16)
+
+
 def _same(request: Request, journal: dict[str, Any]) -> bool:
     wanted = (str(request.target), request.timeline or journal.get("timeline"))
     return wanted == (journal["target"], journal.get("timeline"))
@@ -408,14 +418,12 @@ def mark(deployment: Deployment, name: str) -> dict[str, str]:
     taken = [m["name"] for m in points(deployment)["marks"]]
     if name in taken:
         raise UsageError(f"mark {name!r} is there already; marks: {', '.join(taken)}")
-    ((lsn, time, line),) = deployment.query(
-        deployment.primary(),
-        f"SELECT pg_create_restore_point('{name}'),"  # noqa: S608 - its letters are checked
-        " to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'),"
-        " (SELECT timeline_id FROM pg_control_checkpoint())",
-    )
+    primary = deployment.primary()
+    ((lsn,),) = deployment.query(primary, f"SELECT pg_create_restore_point('{name}')")
+    ((now, _, segment),) = deployment.query(primary, _NOW)
+    moment, line = iso(float(now)), str(_line(segment))
     try:
-        answer = json.loads(deployment.runner("restore-mark", name, line, lsn, time))
+        answer = json.loads(deployment.runner("restore-mark", name, line, lsn, moment))
     except ElsapgError as error:
         raise UnhealthyError(
             f"mark {name!r} could not be written down; it is in the WAL at {lsn} (timeline {line}),"
@@ -423,4 +431,4 @@ def mark(deployment: Deployment, name: str) -> dict[str, str]:
         ) from None
     if "refused" in answer:
         raise UsageError(answer["refused"])
-    return {"name": name, "lsn": lsn, "time": time, "timeline": line}
+    return {"name": name, "lsn": lsn, "time": moment, "timeline": line}

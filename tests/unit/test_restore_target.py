@@ -1,4 +1,4 @@
-"""What a restore may be asked for: a time with its zone, an LSN, a mark, latest; and nothing else."""
+"""What a restore may be asked for: a time with its zone, an LSN, a mark or latest, no more."""
 
 from __future__ import annotations
 
