@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import base64
 import secrets as random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pulumi
 
 from elsapg.definition import topology as t
-from elsapg.definition.secrets import PASSWORD_ROLES, KeyPair, Secrets, certificate_names
+from elsapg.definition.secrets import (
+    PASSWORD_ROLES,
+    KeyPair,
+    Recovery,
+    Secrets,
+    certificate_names,
+)
 from elsapg.errors import UsageError
 from elsapg.pki import Certificate, CertificateAuthority
 from elsapg.settings import Settings
@@ -18,8 +26,29 @@ from elsapg.targets.docker import daemon
 from elsapg.targets.docker.place import place as place_on_docker
 
 
-def program(stack: str, settings: Settings, _root: Path) -> None:
-    """Register every resource of the stack. Runs inside a Pulumi program."""
+@dataclass(frozen=True)
+class Escrow:
+    """What was kept outside for the day on which all else is gone. Never shown whole."""
+
+    s3_access_key: str | None = None
+    s3_secret_key: str | None = None
+    repository_cipher: str | None = None
+    encryption_keys: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rescue:
+    """How a stack comes out of a repository. `escrow`: its own secrets, where no state has them."""
+
+    recovery: Recovery
+    escrow: Escrow | None = None
+
+
+def program(stack: str, settings: Settings, _root: Path, rescue: Rescue | None = None) -> None:
+    """Register every resource of the stack. Runs inside a Pulumi program.
+
+    `rescue`: for a stack that comes out of a repository, while it does.
+    """
     if not settings.database.provisioned:
         # To register nothing would be to ask for the removal of all that an earlier run made.
         raise UsageError(
@@ -33,14 +62,17 @@ def program(stack: str, settings: Settings, _root: Path) -> None:
     if not pulumi.runtime.is_dry_run():
         daemon.check()
     keep = pulumi.ResourceOptions(protect=settings.protect)
+    kept = rescue.escrow if rescue and rescue.escrow else Escrow()
     stashes = {name: _generated(f"password-{name}", 24, keep) for name in PASSWORD_ROLES}
-    access_key = _generated("s3-access-key", 15, keep)
-    secret_key = _generated("s3-secret-key", 30, keep)
-    cipher = _generated("repository-cipher", 48, keep)
+    access_key = _generated("s3-access-key", 15, keep, kept.s3_access_key)
+    secret_key = _generated("s3-secret-key", 30, keep, kept.s3_secret_key)
+    cipher = _generated("repository-cipher", 48, keep, kept.repository_cipher)
     # For applications, by way of `elsapg keys show`: no unit of the stack ever gets them.
     keys = {
         name: _stashed(
-            f"encryption-key-{name}", base64.b64encode(random.token_bytes(32)).decode(), keep
+            f"encryption-key-{name}",
+            kept.encryption_keys.get(name) or base64.b64encode(random.token_bytes(32)).decode(),
+            keep,
         )
         for name in settings.encryption.key_ids
     }
@@ -57,7 +89,8 @@ def program(stack: str, settings: Settings, _root: Path) -> None:
         name: Certificate(
             f"certificate-{name}",
             common_name=name,
-            names=names,
+            # By its container's name a clone reaches the S3 of the stack that it is made of.
+            names=(*names, daemon.physical_name(stack, name)) if name == t.S3_HOST else names,
             client=name in both,
             valid_days=settings.tls.valid_days,
             renew_before_days=settings.tls.renew_before_days,
@@ -72,12 +105,23 @@ def program(stack: str, settings: Settings, _root: Path) -> None:
         pairs={n: [c.certificate, c.private_key] for n, c in pairs.items()},
         s3=[access_key, secret_key],
         cipher=cipher,
-    ).apply(_secrets)
-    place_on_docker(stack, settings, known)
+    ).apply(lambda values: _secrets(values, rescue.recovery if rescue else None))
+    place_on_docker(stack, settings, known, rescue.recovery if rescue else None)
     pulumi.export("passwords", pulumi.Output.secret(stashes))
     pulumi.export(
         "encryption_keys",
         pulumi.Output.secret({"current": settings.encryption.key_ids[-1], "keys": keys}),
+    )
+    # What opens the archive when all else is gone: `elsapg keys repository`.
+    pulumi.export(
+        "repository",
+        pulumi.Output.secret(
+            {
+                "s3_access_key": access_key,
+                "s3_secret_key": secret_key,
+                "repository_cipher": cipher,
+            }
+        ),
     )
     pulumi.export("ca", authority.certificate)
     pulumi.export(
@@ -93,9 +137,11 @@ def program(stack: str, settings: Settings, _root: Path) -> None:
     pulumi.export("direct_port", settings.docker.direct_port)
 
 
-def _generated(name: str, entropy: int, opts: pulumi.ResourceOptions) -> pulumi.Output[str]:
-    """A secret of so many random bytes, in characters that stand anywhere."""
-    return _stashed(name, random.token_urlsafe(entropy), opts)
+def _generated(
+    name: str, entropy: int, opts: pulumi.ResourceOptions, kept: str | None = None
+) -> pulumi.Output[str]:
+    """A secret of so many random bytes, in characters that stand anywhere; or one that was kept."""
+    return _stashed(name, kept or random.token_urlsafe(entropy), opts)
 
 
 def _stashed(name: str, value: str, opts: pulumi.ResourceOptions) -> pulumi.Output[str]:
@@ -108,7 +154,7 @@ def _stashed(name: str, value: str, opts: pulumi.ResourceOptions) -> pulumi.Outp
     return stash.output
 
 
-def _secrets(values: dict[str, Any]) -> Secrets:
+def _secrets(values: dict[str, Any], recovery: Recovery | None) -> Secrets:
     return Secrets(
         ca=values["ca"],
         key_pairs={n: KeyPair(*pair) for n, pair in values["pairs"].items()},
@@ -116,4 +162,5 @@ def _secrets(values: dict[str, Any]) -> Secrets:
         s3_access_key=values["s3"][0],
         s3_secret_key=values["s3"][1],
         repository_cipher=values["cipher"],
+        recovery=recovery,
     )

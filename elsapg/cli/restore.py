@@ -91,14 +91,14 @@ def restore(
     prepared = work.prepare(request)
     _confirm(stack, prepared, confirm, terminal_ask(), say)
     done = work.run(prepared, _finish(where))
-    red = "" if no_verify else _verify(where, say)
+    red = done.trouble or ("" if no_verify else _verify(where, say))
     if as_json:
         print(json.dumps(_as_json(done, red), indent=2))
     else:
         _report(done)
     if red:
         raise UnhealthyError(
-            f"the restore is done, but {red}: `elsapg verify --stack {stack}` shows what"
+            f"the restore is done, but {red}\n`elsapg verify --stack {stack}` shows the rest"
         )
 
 

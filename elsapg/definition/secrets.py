@@ -41,6 +41,32 @@ class KeyPair:
 
 
 @dataclass(frozen=True)
+class Source:
+    """Another stack's repository, to recover from: where it is, and what opens it. Read only."""
+
+    host: str
+    port: int
+    uri_style: str
+    bucket: str
+    region: str
+    prefix: str
+    access_key: str
+    secret_key: str
+    cipher: str
+    ca: str
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """A stack that comes out of a repository. `source` None: its own."""
+
+    to: str
+    timeline: int | None = None
+    backup: str | None = None
+    source: Source | None = None
+
+
+@dataclass(frozen=True)
 class Secrets:
     """Everything that must not stand in the repository, argv, environment or clear state."""
 
@@ -50,6 +76,8 @@ class Secrets:
     s3_access_key: str
     s3_secret_key: str
     repository_cipher: str
+    recovery: Recovery | None = None
+    """Only until the stack has its data."""
 
 
 def certificate_names(settings: Settings) -> dict[str, tuple[str, ...]]:

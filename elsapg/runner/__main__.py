@@ -21,7 +21,7 @@ def main() -> int:
     for name in ("configure", "bootstrap", "first-backup", "schedule", "backup-info"):
         commands.add_parser(name)
     commands.add_parser("backup").add_argument("kind", choices=("full", "diff", "incr"))
-    for name in ("restore-points", "restore-plan", "restore-mark"):
+    for name in ("restore-points", "restore-plan", "restore-mark", "recovery-check"):
         commands.add_parser(name).add_argument("words", nargs="*")
     arguments = parser.parse_args()
     try:
@@ -36,7 +36,7 @@ def main() -> int:
                 return backup.schedule(Config.load())
             case "backup":
                 print(backup.backup(Config.load(), arguments.kind))
-            case "restore-points" | "restore-plan" | "restore-mark":
+            case "restore-points" | "restore-plan" | "restore-mark" | "recovery-check":
                 print(points.answer(arguments.command, arguments.words))
             case "backup-info":
                 print(json.dumps(backup.info(Config.load())))

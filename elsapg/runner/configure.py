@@ -14,6 +14,8 @@ import psycopg
 from elsapg.runner.config import Config
 from elsapg.runner.patroni import Member, Patroni, PatroniError, leader, wait_until
 
+UNDER_WAY = ("running custom bootstrap script", "creating replica")
+
 
 def say(text: str) -> None:
     print(text, flush=True)
@@ -48,8 +50,15 @@ def wait_for_cluster(patroni: Patroni, timeout: float = 240) -> list[Member]:
         found = ", ".join(f"{m.name} {m.role} {m.state}" for m in seen) or "no member"
         return f"the cluster is not complete: {found} (wanted {', '.join(patroni.nodes)})"
 
-    wait_until(complete, timeout, state)
-    return seen
+    while True:
+        try:
+            wait_until(complete, timeout, state)
+            return seen
+        except TimeoutError:
+            # A large database is longer on its way out of the repository, or to a standby.
+            if not any(m.state in UNDER_WAY for m in seen):
+                raise
+            say(state())
 
 
 def wait_for_sync(patroni: Patroni, timeout: float = 60) -> None:

@@ -5,6 +5,7 @@ is configured for, or another one, read only, by a configuration file of its own
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,10 +40,19 @@ class Repository:
             words.append(f"--stanza={self.stanza}")
         return [*words, *arguments]
 
+    def environment(self) -> dict[str, str]:
+        """This process's, without what would mix the container's own repository into another."""
+        own = ("PGBACKREST_CONFIG", "PGBACKREST_CONFIG_INCLUDE_PATH") if self.config else ()
+        return {name: value for name, value in os.environ.items() if name not in own}
+
     def run(self, *arguments: str, stanza: bool = True) -> str:
         """Run it and return what it printed. Raises RepositoryError."""
         done = subprocess.run(
-            self.command(*arguments, stanza=stanza), capture_output=True, text=True, check=False
+            self.command(*arguments, stanza=stanza),
+            capture_output=True,
+            text=True,
+            check=False,
+            env=self.environment(),
         )
         if done.returncode:
             raise RepositoryError(explain(arguments, done.returncode, done.stderr + done.stdout))

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from elsapg.errors import UsageError
+from elsapg.runner import found
 from elsapg.runner.archive import MARK, Archive, iso
 from elsapg.runner.pgbackrest import Repository
 from elsapg.runner.target import Target, check_name, show_lsn
@@ -82,6 +83,8 @@ def answer(command: str, words: list[str]) -> str:
     """One of the runner's commands, its answer as JSON."""
     repository = Repository()
     match command:
+        case "recovery-check":
+            return found.check()
         case "restore-points":
             return json.dumps(points(repository))
         case "restore-plan":

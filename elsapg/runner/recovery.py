@@ -80,7 +80,12 @@ def fetch(
         "--delta", "--type=default", f"--target-timeline={plan.timeline}", f"--set={plan.backup}",
         f"--pg1-path={data}", "--log-level-console=info", "restore",
     )  # fmt: skip
-    with log.open("wb") as output, subprocess.Popen(words, stdout=output, stderr=output) as process:
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(
+            words, stdout=output, stderr=output, env=repository.environment()
+        ) as process,
+    ):
         try:
             while process.poll() is None:
                 if stopped():
@@ -92,13 +97,16 @@ def fetch(
     text = log.read_text(encoding="utf-8", errors="replace")
     if process.returncode:
         raise RecoveryError(explain(("restore",), process.returncode, text))
-    _without_recovery_settings(data / "postgresql.auto.conf")
+    for name in ("postgresql.conf", "postgresql.auto.conf"):
+        _without_recovery_settings(data / name)
     sizes = [line.partition("INFO: ")[2] for line in text.splitlines() if "restore size" in line]
     say(f"backup {plan.backup} fetched: {(sizes or ['done'])[-1]}")
 
 
 def _without_recovery_settings(path: Path) -> None:
-    """They would outlive this recovery, and win over Patroni's when this node is a standby."""
+    """pgBackRest's would outlive this recovery, and win over Patroni's when this node is a standby;
+    those of a backup from a standby, though empty, count as a second target.
+    """
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     kept = [line for line in lines if not re.match(r"# Recovery settings|re(store|covery)_", line)]
     if kept != lines:

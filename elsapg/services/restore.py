@@ -66,6 +66,8 @@ class Restored:
     before: dict[str, Any] = field(default_factory=dict)
     after: dict[str, Any] = field(default_factory=dict)
     undo: str = ""
+    trouble: str = ""
+    """Why roles, migrations or configuration are not what the stack says, if they are not."""
 
     @property
     def lost_transactions(self) -> int | None:
@@ -184,13 +186,13 @@ class Restore:
                 self._standbys(prepared, wait=False)
             # Passwords, settings and migrations are those of the stack's file, not of that moment.
             self._say("bringing roles, passwords and migrations to what the stack says")
-            finish.bootstrap()
+            trouble = _attempt(finish.bootstrap)
             gates.open()
             self._say("the database takes writes again; rebuilding the standbys")
             with lock.hold(places.lock(self._stack), self._stack, "restore"):
                 self._standbys(prepared, wait=True)
                 self._step(prepared.node, "resume")
-        finish.tasks()
+        trouble = trouble or _attempt(finish.tasks)
         journal = self.unfinished() or {}
         self._step(prepared.node, "end")
         return Restored(
@@ -200,6 +202,7 @@ class Restore:
             before=dict(journal.get("before") or {}),
             after=dict(journal.get("after") or {}),
             undo=_undo(deployment.stack, journal.get("before") or {}),
+            trouble=trouble,
         )
 
     def _save(self, prepared: Prepared) -> None:
@@ -359,6 +362,17 @@ class _Gates:
         for gate in self.all:
             gate.close()
         self.all.clear()
+
+
+def _attempt(work: Callable[[], None]) -> str:
+    """Do it; what went wrong, in words. The data of that moment may not be one that fits (a table
+    was missing then): the cluster becomes whole again all the same.
+    """
+    try:
+        work()
+    except ElsapgError as error:
+        return str(error)
+    return ""
 
 
 def run_step(

@@ -82,10 +82,14 @@ def test_accident(filled: Deployment, doors: Access) -> None:
 
     # And the line that was left first is still there to its end: the accident can be had back.
     old = str(done["before"]["timeline"])
-    restore(
+    # A table of the migrations is missing there: the cluster is whole, and says what is not.
+    told = restore(
         deployment,
         *("--to", "latest", "--timeline", old, "--no-verify", "--no-backup", "--no-check"),
+        code=7,
     )
+    assert "the restore is done, but" in told
+    assert "activity_execution_records" in told
     assert deployment.query(
         deployment.primary(), "SELECT count(*) FROM elsa_workflows.bookmarks", DATABASE
     ) == [["0"]]

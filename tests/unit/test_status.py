@@ -12,7 +12,7 @@ from elsapg import stackfile
 from elsapg.errors import NotDeployedError, UnhealthyError
 from elsapg.services import status
 from elsapg.services.backups import Backup
-from elsapg.targets.docker.hosts import UnitState
+from elsapg.targets.docker.hosts import Completed, UnitState
 
 UNITS = (
     *("etcd-1", "s3", "pg-1", "pg-2", "pg-1-agent", "pg-2-agent"),
@@ -42,12 +42,16 @@ class Healthy:
         ]
         self.archiver = ["000000010000000000000003", "12.5", "0"]
         self.paused = "0"
+        self.journal = ""
 
     def physical(self, unit: str) -> str:
         return f"elsapg-test-{unit}"
 
     def states(self) -> dict[str, UnitState]:
         return self.units
+
+    def run(self, _unit: str, *_command: str, **_options: Any) -> Completed:
+        return Completed(0, self.journal)
 
     def any_node(self) -> str:
         if self.units["pg-1"].state != "running":
@@ -204,3 +208,10 @@ def test_a_stack_that_does_not_run_is_an_error(deployment: Healthy) -> None:
     deployment.units["pg-1"] = UnitState("pg-1", "exited", 0)
     with pytest.raises(NotDeployedError):
         gather(deployment)
+
+
+def test_a_restore_that_has_not_ended(deployment: Healthy) -> None:
+    deployment.journal = json.dumps({"target": "latest", "since": "noon", "stage": "fetching"})
+    (problem,) = status.gather(deployment).problems  # type: ignore[arg-type]
+    assert "a restore to latest" in problem
+    assert "elsapg restore --stack test" in problem

@@ -10,12 +10,13 @@ import pulumi
 
 from elsapg.definition import topology as t
 from elsapg.definition.files import File, files_for, task_files
-from elsapg.definition.secrets import Secrets
+from elsapg.definition.secrets import Recovery, Secrets
 from elsapg.settings import Settings
 from elsapg.targets.docker.daemon import BASE_IMAGE
 from elsapg.targets.docker.resources import (
     Container,
     Image,
+    Link,
     Network,
     Task,
     Volume,
@@ -27,6 +28,7 @@ CONTEXTS: Mapping[str, tuple[str, ...]] = {
     "etcd": (),
     "s3": (".elsapg/bin/versitygw", "images/bin/s3"),
     "postgres": (
+        "images/bin/found-cluster",
         "images/bin/handover",
         "images/bin/restore-step",
         "images/bin/wal-get",
@@ -34,6 +36,7 @@ CONTEXTS: Mapping[str, tuple[str, ...]] = {
         "elsapg/errors.py",
         "elsapg/runner/__init__.py",
         "elsapg/runner/archive.py",
+        "elsapg/runner/found.py",
         "elsapg/runner/handover.py",
         "elsapg/runner/patroni.py",
         "elsapg/runner/pgbackrest.py",
@@ -47,8 +50,16 @@ CONTEXTS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def place(stack: str, settings: Settings, secrets: pulumi.Output[Secrets]) -> None:
-    """Register everything; Pulumi works out what to make, change or leave."""
+def place(
+    stack: str,
+    settings: Settings,
+    secrets: pulumi.Output[Secrets],
+    recovery: Recovery | None = None,
+) -> None:
+    """Register everything; Pulumi works out what to make, change or leave.
+
+    `recovery`: the nodes come out of a repository, which is looked at before any of them is made.
+    """
     images = {
         target: Image(
             target,
@@ -65,31 +76,59 @@ def place(stack: str, settings: Settings, secrets: pulumi.Output[Secrets]) -> No
     after_volumes = pulumi.ResourceOptions(depends_on=list(volumes.values()))
     network = Network("network", stack=stack, opts=after_volumes)
     made: dict[str, Container] = {}
+    checked: list[pulumi.Resource] = []
+    links: list[pulumi.Resource] = []
+    if recovery and recovery.source:
+        links = [Link("source", container=recovery.source.host, network=network.name)]
     for unit in units:
+        after = _after(settings, unit, made)
+        if recovery and unit.name in t.node_names(settings):
+            checked = checked or [
+                _task(
+                    stack,
+                    settings,
+                    t.RECOVERY_CHECK,
+                    secrets,
+                    images,
+                    network,
+                    [made["s3"], *links],
+                )
+            ]
+            after = [*after, *checked]
         made[unit.name] = Container(
             unit.name,
             _unit_props(stack, settings, unit, secrets, images, network, volumes),
-            pulumi.ResourceOptions(depends_on=_after(settings, unit, made)),
+            pulumi.ResourceOptions(depends_on=after),
         )
     before: list[pulumi.Resource] = list(made.values())
     for task in t.tasks(settings):
-        before = [
-            Task(
-                task.name,
-                {
-                    "stack": stack,
-                    "unit": task.name,
-                    "image": images[task.image].image_id,
-                    "command": list(task.command),
-                    "network": network.name,
-                    "network_id": network.network_id,
-                    "timeout_s": task.timeout_s,
-                    "tmpfs": ["/tmp", "/var/spool/pgbackrest", "/var/log/pgbackrest"],
-                    "files": _files(secrets, lambda s, n=task.name: task_files(n, settings, s)),
-                },
-                pulumi.ResourceOptions(depends_on=before),
-            )
-        ]
+        before = [_task(stack, settings, task, secrets, images, network, before)]
+
+
+def _task(
+    stack: str,
+    settings: Settings,
+    task: t.Task,
+    secrets: pulumi.Output[Secrets],
+    images: Mapping[str, Image],
+    network: Network,
+    after: list[pulumi.Resource],
+) -> Task:
+    return Task(
+        task.name,
+        {
+            "stack": stack,
+            "unit": task.name,
+            "image": images[task.image].image_id,
+            "command": list(task.command),
+            "network": network.name,
+            "network_id": network.network_id,
+            "timeout_s": task.timeout_s,
+            "tmpfs": ["/tmp", "/var/spool/pgbackrest", "/var/log/pgbackrest"],
+            "files": _files(secrets, lambda s: task_files(task.name, settings, s)),
+        },
+        pulumi.ResourceOptions(depends_on=after),
+    )
 
 
 def _after(

@@ -9,6 +9,7 @@ The module's and the classes' names stand in every stack's state: renaming them 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,51 @@ class Network(Resource, module="docker", name="Network"):
     ) -> None:
         props = {"stack": stack, "name": d.physical_name(stack, resource_name), "network_id": None}
         super().__init__(_NetworkProvider(), resource_name, props, opts)
+
+
+class _LinkProvider(ResourceProvider):
+    def create(self, props: dict[str, Any]) -> CreateResult:
+        with d.daemon() as client:
+            try:
+                container = client.containers.get(props["container"])
+            except docker.errors.NotFound:
+                raise UsageError(
+                    f"{props['container']} is not there: the stack that this one is made of must "
+                    "run meanwhile"
+                ) from None
+            network = client.networks.get(props["network"])
+            if props["network"] not in container.attrs["NetworkSettings"]["Networks"]:
+                network.connect(container)
+        return CreateResult(f"{props['network']}:{props['container']}", props)
+
+    def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
+        return ReadResult(id_, props)
+
+    def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
+        keys = [k for k in ("container", "network") if olds[k] != news[k]]
+        return DiffResult(changes=bool(keys), replaces=keys)
+
+    def delete(self, _id: str, props: dict[str, Any]) -> None:
+        with d.daemon() as client, contextlib.suppress(docker.errors.NotFound):
+            network = client.networks.get(props["network"])
+            container = client.containers.get(props["container"])
+            if props["network"] in container.attrs["NetworkSettings"]["Networks"]:
+                network.disconnect(container)
+
+
+class Link(Resource, module="docker", name="Link"):
+    """Another stack's container in this stack's network, for as long as this resource is there."""
+
+    def __init__(
+        self,
+        resource_name: str,
+        *,
+        container: str,
+        network: pulumi.Input[str],
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        props = {"container": container, "network": network}
+        super().__init__(_LinkProvider(), resource_name, props, opts)
 
 
 class _VolumeProvider(ResourceProvider):
