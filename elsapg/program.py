@@ -89,14 +89,15 @@ def program(stack: str, settings: Settings, _root: Path, rescue: Rescue | None =
         name: Certificate(
             f"certificate-{name}",
             common_name=name,
-            # By its container's name a clone reaches the S3 of the stack that it is made of.
-            names=(*names, daemon.physical_name(stack, name)) if name == t.S3_HOST else names,
+            names=names,
             client=name in both,
             valid_days=settings.tls.valid_days,
             renew_before_days=settings.tls.renew_before_days,
             ca=authority,
         )
-        for name, names in certificate_names(settings).items()
+        for name, names in certificate_names(
+            settings, s3_from_outside=daemon.physical_name(stack, t.S3_HOST)
+        ).items()
     }
     # Secret as a whole: its parts are.
     known = pulumi.Output.all(

@@ -80,8 +80,13 @@ class Secrets:
     """Only until the stack has its data."""
 
 
-def certificate_names(settings: Settings) -> dict[str, tuple[str, ...]]:
-    """Each certificate's DNS names or addresses; a client certificate has none but its CN."""
+def certificate_names(
+    settings: Settings, *, s3_from_outside: str | None = None
+) -> dict[str, tuple[str, ...]]:
+    """Each certificate's DNS names or addresses; a client certificate has none but its CN.
+
+    `s3_from_outside`: by which name a clone reaches the S3 of the stack that it is made of.
+    """
     address = settings.docker.bind_address
     local = ("localhost", "127.0.0.1", *({address} - {"127.0.0.1", "0.0.0.0"}))
     names: dict[str, tuple[str, ...]] = dict.fromkeys(CLIENTS, ())
@@ -91,5 +96,5 @@ def certificate_names(settings: Settings) -> dict[str, tuple[str, ...]]:
         names[name] = (name, *local)
     for name in t.pooler_names(settings):
         names[name] = (name, "pgbouncer", *local)
-    names["s3"] = (t.S3_HOST, *local)
+    names["s3"] = (t.S3_HOST, *local, *((s3_from_outside,) if s3_from_outside else ()))
     return names

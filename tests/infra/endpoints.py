@@ -85,11 +85,14 @@ def endpoints(settings: Settings) -> tuple[Endpoint, ...]:
     return tuple(found)
 
 
-def names_of(settings: Settings, endpoint: Endpoint) -> tuple[str, ...]:
-    """The names that the endpoint's certificate must hold; a stable address: its own."""
+def names_of(settings: Settings, endpoint: Endpoint, s3: str) -> tuple[str, ...]:
+    """The names that the endpoint's certificate must hold; a stable address: its own.
+
+    `s3`: by which name a clone reaches this stack's S3.
+    """
     if not endpoint.certificate:
         return (endpoint.host,)
-    return certificate_names(settings)[endpoint.certificate]
+    return certificate_names(settings, s3_from_outside=s3)[endpoint.certificate]
 
 
 _SCRIPT = r"""

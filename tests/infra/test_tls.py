@@ -113,7 +113,8 @@ def test_certificates_name_their_units(facts: Facts, served: list[tuple[Endpoint
         if certificate is None:
             continue  # another check's finding
         names = _names(certificate)
-        wanted = set(names_of(facts.deployment.settings, endpoint))
+        s3 = facts.deployment.hosts.physical(t.S3_HOST)
+        wanted = set(names_of(facts.deployment.settings, endpoint, s3))
         if names != wanted and not (endpoint.certificate == "" and wanted <= names):
             wrong.append(f"{endpoint.name} serves one for {', '.join(sorted(names)) or 'nobody'}")
     none(wrong, RENEW)

@@ -24,6 +24,8 @@ _FILL = f"""
 TRUNCATE elsa_workflows.bookmarks;
 DELETE FROM elsa_workflows.activity_execution_records WHERE id LIKE 'filled-%';
 DELETE FROM elsa_workflows.workflow_instances WHERE id LIKE 'filled-%';
+SELECT elsa_workflows.create_monthly_partitions(0, now() - make_interval(months => m))
+FROM generate_series(0, {MONTHS}) AS m;
 INSERT INTO elsa_workflows.workflow_instances
     (id, definition_id, definition_version, workflow_state, status, created_at, updated_at,
      tenant_id)
