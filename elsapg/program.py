@@ -71,8 +71,9 @@ def program(stack: str, settings: Settings, _root: Path, rescue: Rescue | None =
     keys = {
         name: _stashed(
             f"encryption-key-{name}",
-            kept.encryption_keys.get(name) or base64.b64encode(random.token_bytes(32)).decode(),
+            base64.b64encode(random.token_bytes(32)).decode(),
             keep,
+            kept.encryption_keys.get(name),
         )
         for name in settings.encryption.key_ids
     }
@@ -142,15 +143,23 @@ def _generated(
     name: str, entropy: int, opts: pulumi.ResourceOptions, kept: str | None = None
 ) -> pulumi.Output[str]:
     """A secret of so many random bytes, in characters that stand anywhere; or one that was kept."""
-    return _stashed(name, kept or random.token_urlsafe(entropy), opts)
+    return _stashed(name, random.token_urlsafe(entropy), opts, kept)
 
 
-def _stashed(name: str, value: str, opts: pulumi.ResourceOptions) -> pulumi.Output[str]:
-    """A secret made once: later runs offer another value, which `ignore_changes` drops."""
+def _stashed(
+    name: str, value: str, opts: pulumi.ResourceOptions, kept: str | None = None
+) -> pulumi.Output[str]:
+    """A secret made once: later runs offer another value, which `ignore_changes` drops.
+
+    One that was kept outside wins over what an attempt with other keys has left in the state.
+    """
+    once = pulumi.ResourceOptions(
+        ignore_changes=None if kept else ["input"], replace_on_changes=["input"] if kept else None
+    )
     stash = pulumi.Stash(
         name,
-        input=pulumi.Output.secret(value),
-        opts=pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(ignore_changes=["input"])),
+        input=pulumi.Output.secret(kept or value),
+        opts=pulumi.ResourceOptions.merge(opts, once),
     )
     return stash.output
 

@@ -100,6 +100,12 @@ class Lifecycle:
                 session.forget_pending_operations(stack)
             return record
 
+    def unprotect(self) -> None:
+        """Let everything in the state be replaced; the next `up` protects it again."""
+        with self._session("up", None) as session:
+            if session.known():
+                session.pulumi("state", "unprotect", "--all", "--yes")
+
     def rerun(self, *tasks: str) -> None:
         """Run these tasks again, and touch nothing else."""
         settings = stackfile.read(self.root, self.stack)
