@@ -36,7 +36,7 @@ def restore(
         typer.Option(
             "--to",
             metavar="TARGET",
-            help="A time with its zone, an LSN, a mark's name, or latest (the default).",
+            help="A time with its zone, an LSN, a mark's name, or latest.",
         ),
     ] = None,
     timeline: Annotated[

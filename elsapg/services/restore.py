@@ -14,7 +14,7 @@ import json
 import shlex
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from elsapg.definition import topology as t
@@ -46,7 +46,7 @@ _LAST = "SET synchronous_commit = local; SELECT pg_current_xact_id()"
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for. `target` None: to the end, or on with what was begun."""
+    """What was asked for. `target` None: on with what was begun."""
 
     target: Target | None = None
     timeline: int | None = None
@@ -120,6 +120,13 @@ class Restore:
         journal = self.unfinished()
         if journal and journal["stage"] in TOUCHED:
             return self._resumed(request, journal)
+        if request.target is None:
+            if journal is None:
+                raise UsageError(
+                    f"no restore of stack {self._stack!r} was begun, so there is nothing to go on "
+                    "with: say where to, --to TIME, LSN, a mark's name or latest"
+                )
+            request = _as_begun(request, journal)
         primary = self._primary()
         now = None
         if primary is not None:
@@ -157,11 +164,7 @@ class Restore:
         if journal["stage"] in ("promoted", "open") and same:
             return Prepared(request, journal["plan"], node, None, before, journal["stage"], journal)
         if request.target is None:
-            again = Request(
-                target=targets.parse(journal["target"]),
-                timeline=journal.get("timeline"),
-                backup=journal.get("backup"),
-            )
+            again = _as_begun(request, journal)
             return Prepared(again, self.plan(again, None), node, None, before, "again", journal)
         return Prepared(request, self.plan(request, None), node, None, before, "again", journal)
 
@@ -410,6 +413,15 @@ def unfinished(deployment: Deployment) -> dict[str, Any] | None:
             with contextlib.suppress(ValueError):
                 return dict(json.loads(done.output))
     return None
+
+
+def _as_begun(request: Request, journal: dict[str, Any]) -> Request:
+    return replace(
+        request,
+        target=targets.parse(journal["target"]),
+        timeline=journal.get("timeline"),
+        backup=journal.get("backup"),
+    )
 
 
 def _line(segment: str) -> int:

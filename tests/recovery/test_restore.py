@@ -9,7 +9,7 @@ import pytest
 
 from elsapg.services import status
 from elsapg.services.deployment import Deployment
-from tests.chaos.faults import wait_for
+from tests.chaos.faults import Faults, wait_for
 from tests.chaos.writes import Access
 from tests.recovery.commands import iso, restore, restore_killed
 from tests.recovery.data import DATABASE, Writer, clock, present, sums, writing
@@ -28,7 +28,7 @@ def _exactly(deployment: Deployment, writer: Writer, prefix: str, moment: float)
 
 def test_accident(filled: Deployment, doors: Access) -> None:
     """DELETE without WHERE, DROP TABLE, a writer all the while: one second before it, all is there.
-    Then a point on the new line, and back to the old line, accident and all.
+    Then back to the old line, accident and all, and to a point on the new one.
     """
     deployment = filled
     before = sums(deployment)
@@ -67,7 +67,7 @@ def test_accident(filled: Deployment, doors: Access) -> None:
     assert done["after"]["last_commit"] <= iso(target).replace("+00:00", "Z")
     assert "elsapg restore" in done["undo"]
 
-    # The new line: a mark, more rows, and back to the mark.
+    # The new line: a mark, and an accident of its own.
     made = elsapg(deployment.root, "restore", "mark", "between", "--stack", deployment.stack)
     assert made.returncode == 0, made.stdout
     marked = present(deployment, "first")
@@ -76,32 +76,27 @@ def test_accident(filled: Deployment, doors: Access) -> None:
         "DELETE FROM elsa_workflows.workflow_instances WHERE id LIKE 'first-%'",
         DATABASE,
     )
-    restore(deployment, "--to", "between", "--no-verify", "--no-backup", "--no-check")
-    assert present(deployment, "first") == marked
-    assert sums(deployment) == before
-
-    # And the line that was left first is still there to its end: the accident can be had back.
+    # The line that was left is there to its end: the first accident can be had back. A table of the
+    # migrations is missing there: the cluster is whole, and says what is not.
+    quick = ("--no-verify", "--no-backup", "--no-check")
     old = str(done["before"]["timeline"])
-    # A table of the migrations is missing there: the cluster is whole, and says what is not.
-    told = restore(
-        deployment,
-        *("--to", "latest", "--timeline", old, "--no-verify", "--no-backup", "--no-check"),
-        code=7,
-    )
+    told = restore(deployment, "--to", "latest", "--timeline", old, *quick, code=7)
     assert "the restore is done, but" in told
     assert "activity_execution_records" in told
     assert deployment.query(
         deployment.primary(), "SELECT count(*) FROM elsa_workflows.bookmarks", DATABASE
     ) == [["0"]]
-    # Back once more by the time alone: it knows on which line that was.
-    restore(deployment, "--to", iso(target), "--no-verify", "--no-backup", "--no-check")
+    # And the mark is found on the line in between, where it was made.
+    restore(deployment, "--to", "between", *quick)
+    assert present(deployment, "first") == marked
     assert sums(deployment) == before
-    _exactly(deployment, writer, "first", target)
 
 
 def test_killed_at_every_step(filled: Deployment, doors: Access) -> None:
-    """SIGKILL to the command at each of its steps; run again, it ends as if nothing had been."""
-    deployment = filled
+    """SIGKILL to the command at each of its steps, and S3 away in the middle; run again, it ends as
+    if nothing had been.
+    """
+    deployment, faults = filled, Faults(filled)
     before = sums(deployment)
     with writing(doors, "second") as writer:
         wait_for(lambda: len(writer.rows) > 20, "rows", 60)
@@ -113,6 +108,8 @@ def test_killed_at_every_step(filled: Deployment, doors: Access) -> None:
     restore_killed(deployment, "fetching", *first)
     found = status.gather(deployment)
     assert any("a restore to" in problem for problem in found.problems), found.problems
+    with faults.down("s3"):
+        assert "S3 does not answer" in restore(deployment, "--no-check", code=7)
     restore_killed(deployment, "recovering", "--no-check")
     restore_killed(deployment, "starting", "--no-check")
     restore_killed(deployment, "bringing roles", "--no-check")
