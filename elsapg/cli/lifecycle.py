@@ -69,7 +69,7 @@ def up(
 
         elsapg up -s prod --from-backup --keys prod-keys.json
     """
-    if _recovering(stack, from_backup, to, keys, yes):
+    if not expect_no_changes and _recovering(stack, from_backup, to, keys, yes):
         return
     _lifecycle(stack).up(yes=yes, expect_no_changes=expect_no_changes, refresh=refresh)
 

@@ -55,6 +55,9 @@ def restore(
     no_check: Annotated[
         bool, typer.Option("--no-check", help="Do not read the WAL before; it is found out later.")
     ] = False,
+    abandon: Annotated[
+        bool, typer.Option("--abandon", help="Give up one that has not touched the data yet.")
+    ] = False,
     no_verify: Annotated[
         bool, typer.Option("--no-verify", help="Do not verify at the end.")
     ] = False,
@@ -78,6 +81,11 @@ def restore(
     from elsapg.services import restore as service  # noqa: PLC0415
     from elsapg.services.lifecycle import terminal_ask  # noqa: PLC0415
 
+    where = deployment(stack)
+    if abandon:
+        target = service.Restore(where).abandon()
+        print(f"the restore to {target} is given up; the database goes on as it was")
+        return
     request = service.Request(
         target=targets.parse(to) if to is not None else None,
         timeline=timeline,
@@ -85,7 +93,6 @@ def restore(
         save=not no_backup,
         check=not no_check,
     )
-    where = deployment(stack)
     say = _say if not as_json else _silent
     work = service.Restore(where, say)
     prepared = work.prepare(request)

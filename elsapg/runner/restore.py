@@ -241,7 +241,9 @@ class Node:
             return first is not None and first.name == self.me
 
         wait_until(leads, OPEN_TIMEOUT_S, f"{self.me} does not lead")
-        self.journal.write(stage="open")
+        # One that is given up has promoted nothing.
+        if (self.journal.read() or {}).get("stage") == "promoted":
+            self.journal.write(stage="open")
         return {}
 
     def reinit(self, order: dict[str, Any]) -> dict[str, Any]:

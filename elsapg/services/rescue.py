@@ -92,14 +92,10 @@ def read_escrow(file: str, stack: str) -> dict[str, Any]:
 # -- the note ------------------------------------------------------------------------------------
 
 
-def _note(root: Path, stack: str) -> Path:
-    return Places(root).private / "recovery" / f"{stack}.json"
-
-
 def pending(root: Path, stack: str) -> Order | None:
     """The recovery that was begun and has not ended."""
     try:
-        return Order(**json.loads(_note(root, stack).read_text(encoding="utf-8")))
+        return Order(**json.loads(Places(root).recovery(stack).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
 
@@ -125,7 +121,7 @@ def recover(
     root, stack = lifecycle.root, lifecycle.stack
     begun = pending(root, stack)
     known = _known(root, stack)
-    if begun is None and known:
+    if begun is None:
         _refuse_data(root, stack)
     if begun is not None and begun != order:
         raise UsageError(
@@ -144,14 +140,14 @@ def recover(
     if begun is not None and not known and order.source is None:
         # An attempt with the wrong keys left those in the state, and no data.
         lifecycle.unprotect()
-    write_private(_note(root, stack), json.dumps(asdict(order)))
+    write_private(Places(root).recovery(stack), json.dumps(asdict(order)))
     lifecycle.program = functools.partial(_program, recovery=recovery, keys=keys)
     lifecycle.up(yes=yes)
     # The order, and whatever opens another stack's repository, goes out of it again.
     lifecycle.program = our_program
     lifecycle.up(yes=True)
     found = _recovered(Deployment(root, stack))
-    _note(root, stack).unlink(missing_ok=True)
+    Places(root).recovery(stack).unlink(missing_ok=True)
     return found
 
 

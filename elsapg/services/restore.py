@@ -152,6 +152,28 @@ class Restore:
             self._step(node, "check", {"segments": plan["segments"]})
         return Prepared(request, plan, node, primary, before, "new")
 
+    def abandon(self) -> str:
+        """Set the cluster going again as it was. Returns the target that is given up.
+
+        Raises UsageError if there is nothing to give up, or the data has been touched.
+        """
+        journal = self.unfinished()
+        if journal is None:
+            raise UsageError(f"no restore of stack {self._stack!r} was begun")
+        if journal["stage"] in TOUCHED:
+            raise UsageError(
+                f"the restore to {journal['target']} has begun to replace the data (last step "
+                f"{journal['stage']}): end it, by `elsapg restore --stack {self._stack}`; to have "
+                "the data of before, then undo it as it says"
+            )
+        node = str(journal["node"])
+        places = Places(self._deployment.root)
+        with lock.hold(places.lock(self._stack), self._stack, "restore"):
+            self._step(node, "open")
+            self._step(node, "resume")
+            self._step(node, "end")
+        return str(journal["target"])
+
     def _resumed(self, request: Request, journal: dict[str, Any]) -> Prepared:
         """Go on with what was begun; to another target, if one is asked for."""
         same = request.target is None or _same(request, journal)
@@ -164,9 +186,9 @@ class Restore:
         if journal["stage"] in ("promoted", "open") and same:
             return Prepared(request, journal["plan"], node, None, before, journal["stage"], journal)
         if request.target is None:
-            again = _as_begun(request, journal)
-            return Prepared(again, self.plan(again, None), node, None, before, "again", journal)
-        return Prepared(request, self.plan(request, None), node, None, before, "again", journal)
+            request = _as_begun(request, journal)
+        plan = self.plan(request, before.get("now"))
+        return Prepared(request, plan, node, None, before, "again", journal)
 
     def _primary(self) -> str | None:
         try:

@@ -8,7 +8,7 @@ import pytest
 
 from elsapg.services.deployment import Deployment
 from tests.chaos.writes import Access, access
-from tests.recovery.data import fill
+from tests.restore.data import fill
 from tests.stacks import ROOT, running_stack
 
 

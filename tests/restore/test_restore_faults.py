@@ -9,8 +9,8 @@ import pytest
 
 from elsapg.services.deployment import Deployment
 from tests.chaos.faults import Faults
-from tests.recovery.commands import iso, restore
-from tests.recovery.data import clock, sums
+from tests.restore.commands import iso, restore
+from tests.restore.data import clock, sums
 from tests.stacks import elsapg
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]

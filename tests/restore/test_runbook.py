@@ -17,9 +17,9 @@ from elsapg.services import rescue
 from elsapg.services.deployment import Deployment
 from elsapg.services.places import Places
 from elsapg.targets.docker import daemon as d
-from tests.recovery.commands import iso, restore_killed
-from tests.recovery.data import DATABASE, clock, sums
-from tests.recovery.page import commands, follow
+from tests.restore.commands import iso, restore_killed
+from tests.restore.data import DATABASE, clock, sums
+from tests.restore.page import commands, follow
 from tests.stacks import elsapg
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]

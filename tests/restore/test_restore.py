@@ -11,8 +11,8 @@ from elsapg.services import status
 from elsapg.services.deployment import Deployment
 from tests.chaos.faults import Faults, wait_for
 from tests.chaos.writes import Access
-from tests.recovery.commands import iso, restore, restore_killed
-from tests.recovery.data import DATABASE, Writer, clock, present, sums, writing
+from tests.restore.commands import iso, restore, restore_killed
+from tests.restore.data import DATABASE, Writer, clock, present, sums, writing
 from tests.stacks import elsapg
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
@@ -105,6 +105,9 @@ def test_killed_at_every_step(filled: Deployment, doors: Access) -> None:
         wait_for(lambda: len(writer.begun_after(target)) > 10, "rows after the target", 60)
     first = ("--to", iso(target), "--no-backup", "--no-check")
     restore_killed(deployment, "stopping PostgreSQL on", *first)
+    told = restore(deployment, "--abandon")
+    assert "is given up" in told
+    wait_for(lambda: not status.gather(deployment).problems, "all as it was", 120, 1)
     restore_killed(deployment, "fetching", *first)
     found = status.gather(deployment)
     assert any("a restore to" in problem for problem in found.problems), found.problems
