@@ -97,13 +97,13 @@ class Writer:
         """Rows that must be there after a restore to `moment`."""
         return {
             name
-            for name, row in self.rows.items()
+            for name, row in list(self.rows.items())
             if row.acknowledged is not None and row.acknowledged <= moment
         }
 
     def begun_after(self, moment: float) -> set[str]:
         """Rows that must not."""
-        return {name for name, row in self.rows.items() if row.begun > moment}
+        return {name for name, row in list(self.rows.items()) if row.begun > moment}
 
 
 @contextlib.contextmanager

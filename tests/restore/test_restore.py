@@ -17,6 +17,10 @@ from tests.stacks import elsapg
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
 
+# A stack that is kept from run to run has the rows of the run before.
+RUN = int(time.time())
+FIRST, SECOND = f"first{RUN}", f"second{RUN}"
+
 
 def _exactly(deployment: Deployment, writer: Writer, prefix: str, moment: float) -> None:
     """Every row committed before is there, none that began after, on every node."""
@@ -33,7 +37,7 @@ def test_accident(filled: Deployment, doors: Access) -> None:
     deployment = filled
     before = sums(deployment)
     assert before["workflow_instances"][0] > 0
-    with writing(doors, "first") as writer:
+    with writing(doors, FIRST) as writer:
         wait_for(lambda: len(writer.rows) > 50, "rows", 60)
         time.sleep(2)  # the second before the accident, and one more: time is what this is about
         accident = clock(deployment)
@@ -54,7 +58,7 @@ def test_accident(filled: Deployment, doors: Access) -> None:
         wait_for(lambda: len(writer.committed_before(time.time())) > resumed + 20, "rows again", 60)
         opened = time.time()
     assert sums(deployment) == before
-    there = present(deployment, "first")
+    there = present(deployment, FIRST)
     assert writer.committed_before(target) <= there
     lost = {
         name
@@ -68,12 +72,12 @@ def test_accident(filled: Deployment, doors: Access) -> None:
     assert "elsapg restore" in done["undo"]
 
     # The new line: a mark, and an accident of its own.
-    made = elsapg(deployment.root, "restore", "mark", "between", "--stack", deployment.stack)
+    made = elsapg(deployment.root, "restore", "mark", f"between-{RUN}", "--stack", deployment.stack)
     assert made.returncode == 0, made.stdout
-    marked = present(deployment, "first")
+    marked = present(deployment, FIRST)
     deployment.query(
         deployment.primary(),
-        "DELETE FROM elsa_workflows.workflow_instances WHERE id LIKE 'first-%'",
+        f"DELETE FROM elsa_workflows.workflow_instances WHERE id LIKE '{FIRST}-%'",
         DATABASE,
     )
     # The line that was left is there to its end: the first accident can be had back. A table of the
@@ -87,8 +91,8 @@ def test_accident(filled: Deployment, doors: Access) -> None:
         deployment.primary(), "SELECT count(*) FROM elsa_workflows.bookmarks", DATABASE
     ) == [["0"]]
     # And the mark is found on the line in between, where it was made.
-    restore(deployment, "--to", "between", *quick)
-    assert present(deployment, "first") == marked
+    restore(deployment, "--to", f"between-{RUN}", *quick)
+    assert present(deployment, FIRST) == marked
     assert sums(deployment) == before
 
 
@@ -98,7 +102,7 @@ def test_killed_at_every_step(filled: Deployment, doors: Access) -> None:
     """
     deployment, faults = filled, Faults(filled)
     before = sums(deployment)
-    with writing(doors, "second") as writer:
+    with writing(doors, SECOND) as writer:
         wait_for(lambda: len(writer.rows) > 20, "rows", 60)
         time.sleep(1)
         target = clock(deployment)
@@ -119,5 +123,5 @@ def test_killed_at_every_step(filled: Deployment, doors: Access) -> None:
     told = restore(deployment, "--no-check", "--no-verify")
     assert "undo" in told
     assert sums(deployment) == before
-    _exactly(deployment, writer, "second", target)
+    _exactly(deployment, writer, SECOND, target)
     wait_for(lambda: not status.gather(deployment).problems, "a healthy stack", 120, 1)
