@@ -79,7 +79,16 @@ def place(
     checked: list[pulumi.Resource] = []
     links: list[pulumi.Resource] = []
     if recovery and recovery.source:
-        links = [Link("source", container=recovery.source.host, network=network.name)]
+        links = [
+            Link(
+                "source",
+                stack=stack,
+                container=recovery.source.host,
+                port=recovery.source.port,
+                network=network.name,
+                image=images["haproxy"].image_id,
+            )
+        ]
     for unit in units:
         after = _after(settings, unit, made)
         if recovery and unit.name in t.node_names(settings):
