@@ -67,13 +67,15 @@ class Restored:
     before: dict[str, Any] = field(default_factory=dict)
     after: dict[str, Any] = field(default_factory=dict)
     undo: str = ""
+    same_line: bool = True
+    """Whether the target was on the line that was left; else there is nothing to count."""
     trouble: str = ""
     """Why roles, migrations or configuration are not what the stack says, if they are not."""
 
     @property
     def lost_transactions(self) -> int | None:
         """How many transaction ids were given out after the target, on the line that was left."""
-        if "next_xid" not in self.before:
+        if "next_xid" not in self.before or not self.same_line:
             return None
         return max(0, int(self.before["next_xid"]) - int(self.after["next_xid"]))
 
@@ -229,6 +231,7 @@ class Restore:
             before=dict(journal.get("before") or {}),
             after=dict(journal.get("after") or {}),
             undo=_undo(deployment.stack, journal.get("before") or {}),
+            same_line=prepared.plan["timeline"] == (journal.get("before") or {}).get("timeline"),
             trouble=trouble,
         )
 

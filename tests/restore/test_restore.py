@@ -15,7 +15,7 @@ from tests.restore.commands import iso, restore, restore_killed
 from tests.restore.data import DATABASE, Writer, clock, present, sums, writing
 from tests.stacks import elsapg
 
-pytestmark = [pytest.mark.docker, pytest.mark.slow]
+pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 # A stack that is kept from run to run has the rows of the run before.
 RUN = int(time.time())

@@ -13,7 +13,7 @@ from tests.restore.commands import iso, restore
 from tests.restore.data import clock, sums
 from tests.stacks import elsapg
 
-pytestmark = [pytest.mark.docker, pytest.mark.slow]
+pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 BUCKET = "/var/lib/s3/elsa-backups"
 

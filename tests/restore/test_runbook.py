@@ -22,7 +22,7 @@ from tests.restore.data import DATABASE, clock, sums
 from tests.restore.page import commands, follow
 from tests.stacks import elsapg
 
-pytestmark = [pytest.mark.docker, pytest.mark.slow]
+pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 CLONE = "test-look"
 
