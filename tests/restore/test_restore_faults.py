@@ -117,7 +117,12 @@ def test_wrong_key(filled: Deployment, faults: Faults) -> None:
     file = deployment.hosts.run(
         "runner", "sh", "-c", "grep -rl cipher-pass /etc/elsapg"
     ).output.split()[0]
-    change = f"cp {file} /tmp/kept && sed -i 's/cipher-pass=.*/cipher-pass=wrong/' {file}"
+    # Written into, not replaced: who may read it stays.
+    change = (
+        f"cp {file} /tmp/kept && "
+        f"sed 's/cipher-pass=.*/cipher-pass=wrong/' /tmp/kept > /tmp/changed && "
+        f"cat /tmp/changed > {file}"
+    )
     assert runner.exec_run(["sh", "-c", change], user="0").exit_code == 0
     try:
         told = restore(deployment, "--to", "latest", code=7)
@@ -125,5 +130,7 @@ def test_wrong_key(filled: Deployment, faults: Faults) -> None:
         listed = elsapg(deployment.root, "restore", "points", "--stack", deployment.stack)
         assert "does not open it" in listed.stdout
     finally:
-        runner.exec_run(["sh", "-c", f"cat /tmp/kept > {file}; rm /tmp/kept"], user="0")
+        runner.exec_run(
+            ["sh", "-c", f"cat /tmp/kept > {file}; rm /tmp/kept /tmp/changed"], user="0"
+        )
     assert _postmasters(deployment) == before
