@@ -47,7 +47,12 @@ destroy: $(READY) ## Remove a stack, keeping its data (STACK=local)
 .PHONY: test
 test: setup ## Run every test that this machine can run
 	@$(BIN)/python -m pytest tests/unit $(PYTEST)
-	@$(BIN)/python -m pytest tests --ignore=tests/unit --ignore=tests/infra $(PYTEST)
+	@$(BIN)/python -m pytest tests --ignore=tests/unit --ignore=tests/infra \
+	  --ignore=tests/kubernetes $(PYTEST)
+
+.PHONY: test-kubernetes
+test-kubernetes: setup ## Run the tests of the kubernetes target on a cluster made here (builds one)
+	@$(BIN)/python -m pytest tests/kubernetes $(PYTEST)
 
 .PHONY: test-unit
 test-unit: $(READY) ## Run the unit tests: no Docker, no Pulumi engine
@@ -62,7 +67,7 @@ lint: $(READY) ## Check style, types, imports, SQL and shell
 	@files=$$(find bootstrap_sql -name '*.sql'); \
 	  if [ -n "$$files" ]; then $(BIN)/sqlfluff lint -q --disable-progress-bar --dialect postgres $$files; fi
 	@$(BIN)/squawk bootstrap_sql/elsa_*/*.sql
-	@$(BIN)/shellcheck .ci/run tools/venv
+	@$(BIN)/shellcheck .ci/run tools/venv images/bin/* tests/kubernetes/node/node.sh
 
 .PHONY: format
 format: $(READY) ## Put the Python sources into their one format

@@ -11,6 +11,7 @@ from bench import (
     bootstrap,
     failover,
     integrity,
+    kubernetes,
     locks,
     memory,
     pooled,
@@ -30,6 +31,7 @@ ALONE: dict[str, Callable[[int | None], Path]] = {
     "integrity": integrity.run,
     "rls": rls.run,
     "queries": queries.run,
+    "kubernetes": kubernetes.run,
 }
 # On one running stack, in this order: idle first, since a failover leaves caches warm.
 ON_STACK = ("memory", "pooled", "failover")

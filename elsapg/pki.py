@@ -9,13 +9,16 @@ The module's and the classes' names stand in every stack's state: renaming them 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import ipaddress
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pulumi
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -99,6 +102,53 @@ def make_ca(name: str, valid_days: float, private_key: str | None = None) -> dic
         "private_key": _key_pem(key),
         "not_after": not_after.isoformat(),
     }
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a certificate says: names and addresses in their order, its end, what it is for."""
+
+    common_name: str
+    names: tuple[str, ...]
+    not_after: datetime.datetime
+    client: bool
+    server: bool
+
+    def within_window(self, renew_before_days: float) -> bool:
+        """Whether it ends within the renewal window."""
+        return _now() >= self.not_after - datetime.timedelta(days=renew_before_days)
+
+
+def describe(pem: str) -> Described:
+    """Read a certificate (PEM). Raises ValueError if it is none."""
+    certificate = x509.load_pem_x509_certificate(pem.encode())
+    extensions = certificate.extensions
+    names: tuple[str, ...] = ()
+    usages: list[x509.ObjectIdentifier] = []
+    with contextlib.suppress(x509.ExtensionNotFound):
+        found = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        names = tuple(str(name.value) for name in found)
+    with contextlib.suppress(x509.ExtensionNotFound):
+        usages = list(extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
+    common = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return Described(
+        common_name=str(common[0].value) if common else "",
+        names=names,
+        not_after=certificate.not_valid_after_utc,
+        client=ExtendedKeyUsageOID.CLIENT_AUTH in usages,
+        server=ExtendedKeyUsageOID.SERVER_AUTH in usages,
+    )
+
+
+def is_signed_by(pem: str, ca: str) -> bool:
+    """Whether the key of the certificate `ca` has signed the certificate."""
+    try:
+        x509.load_pem_x509_certificate(pem.encode()).verify_directly_issued_by(
+            x509.load_pem_x509_certificate(ca.encode())
+        )
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def make_certificate(

@@ -46,6 +46,74 @@ def _cron_part(part: str, bounds: tuple[int, int]) -> bool:
     return numbers == sorted(numbers) and all(bounds[0] <= n <= bounds[1] for n in numbers)
 
 
+def _endpoint(value: str | None) -> str | None:
+    if value is None:
+        return None
+    host, _, port = value.partition(":")
+    if not re.fullmatch(_DNS_NAME, host) or (port and not _is_port(port)) or value.endswith(":"):
+        raise ValueError("must be HOST or HOST:PORT without https://, such as s3.eu-west-1.example")
+    return value
+
+
+def _is_port(text: str) -> bool:
+    return text.isdigit() and 1 <= int(text) <= 65535
+
+
+_DNS_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_DNS_NAME = rf"{_DNS_LABEL}(?:\.{_DNS_LABEL})*"
+
+
+def _certificates(value: str | None) -> str | None:
+    if value is None:
+        return None
+    begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+    if not value.strip().startswith(begin) or value.count(begin) != value.count(end):
+        raise ValueError("must be one or more certificates in PEM, from BEGIN to END CERTIFICATE")
+    if "PRIVATE KEY" in value:
+        raise ValueError("holds a private key; give the certificates alone")
+    return value.strip() + "\n"
+
+
+def _cidrs(value: tuple[str, ...]) -> tuple[str, ...]:
+    for text in value:
+        try:
+            ipaddress.ip_network(text)
+        except ValueError:
+            raise ValueError(f"{text!r} is no network; write it as 10.20.0.0/16") from None
+    return value
+
+
+def _dns_names(value: tuple[str, ...]) -> tuple[str, ...]:
+    for name in value:
+        if not re.fullmatch(_DNS_NAME, name):
+            raise ValueError(f"{name!r} is no DNS name; lower case, such as pool.example.com")
+    return value
+
+
+def _labels(value: tuple[str, ...]) -> tuple[str, ...]:
+    for name in value:
+        if not re.fullmatch(_DNS_LABEL, name):
+            raise ValueError(
+                f"{name!r} is no name: lower-case letters, digits and dashes, up to 63"
+            )
+        if value.count(name) > 1:
+            raise ValueError(f"{name!r} is there twice; name each once")
+    return value
+
+
+def _reference(value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(rf"[A-Z][A-Za-z]{{1,62}}/{_DNS_NAME}", value):
+        raise ValueError("must be KIND/NAME, such as ClusterIssuer/company-ca")
+    return value
+
+
+def _annotations(value: dict[str, str]) -> dict[str, str]:
+    for name in value:
+        if not re.fullmatch(rf"(?:{_DNS_NAME}/)?[A-Za-z0-9][A-Za-z0-9._-]{{0,62}}", name):
+            raise ValueError(f"{name!r} is no annotation's name, such as example.com/role")
+    return value
+
+
 def _address(value: str) -> str:
     try:
         return str(ipaddress.IPv4Address(value))
@@ -54,6 +122,10 @@ def _address(value: str) -> str:
 
 
 Cron = Annotated[str, AfterValidator(_cron)]
+Cidrs = Annotated[tuple[str, ...], AfterValidator(_cidrs)]
+Labels = Annotated[tuple[str, ...], AfterValidator(_labels)]
+Annotations = Annotated[dict[str, str], AfterValidator(_annotations)]
+Reference = Annotated[str | None, AfterValidator(_reference)]
 
 # Parameters that Patroni or the toolkit sets: changing them by hand breaks failover,
 # archiving or TLS, so `postgres.parameters` refuses them.
@@ -179,6 +251,9 @@ class RetentionSettings(_Model):
     )
 
 
+_SIZE = r"^[1-9][0-9]*(Mi|Gi|Ti)$"
+
+
 class PostgresSettings(_Model):
     """PostgreSQL: how many nodes, how large, how durable."""
 
@@ -190,7 +265,10 @@ class PostgresSettings(_Model):
         description="Memory of one node, in MiB; sizes the buffers.",
     )
     cpus: float | None = Field(
-        default=None, gt=0, le=256, description="CPU limit of a node; none if unset."
+        default=None,
+        gt=0,
+        le=256,
+        description="CPU limit of a node; if unset, none on docker and 2 on kubernetes.",
     )
     max_connections: int = Field(default=100, ge=20, le=5000)
     superuser_reserved_connections: int = Field(default=3, ge=1, le=50)
@@ -216,7 +294,14 @@ class PostgresSettings(_Model):
         default_factory=dict, description="Further PostgreSQL parameters."
     )
     volume_size: str = Field(
-        default="20Gi", pattern=r"^[1-9][0-9]*(Mi|Gi|Ti)$", description="Data volume (kubernetes)."
+        default="20Gi",
+        pattern=_SIZE,
+        description="Data volume of a node (kubernetes). It may grow, never shrink.",
+    )
+    wal_volume_size: str | None = Field(
+        default=None,
+        pattern=_SIZE,
+        description="A volume of its own for WAL (kubernetes), from the stack's first day on.",
     )
 
 
@@ -271,6 +356,23 @@ class ArchiveSettings(_Model):
     bucket: str = Field(default="elsa-backups", pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
     region: str = Field(default="us-east-1", pattern=r"^[a-z0-9-]{1,40}$")
     prefix: str = Field(default="/wal", pattern=r"^(/[a-z0-9][a-z0-9._-]*)+$")
+    endpoint: Annotated[str | None, AfterValidator(_endpoint)] = Field(
+        default=None,
+        description="HOST[:PORT] of the S3 service (kubernetes; docker brings its own).",
+    )
+    uri_style: Literal["host", "path"] = Field(
+        default="path", description="How the bucket stands in the address (kubernetes)."
+    )
+    credentials: Literal["keys", "web-id"] = Field(
+        default="keys",
+        description="keys: an access key and its secret; web-id: the pods' own identity, as the "
+        "cloud's workload identity gives it (kubernetes).",
+    )
+    ca: Annotated[str | None, AfterValidator(_certificates)] = Field(
+        default=None,
+        description="PEM of the CA that signed the endpoint's certificate, if no public one did "
+        "(kubernetes).",
+    )
     archive_timeout_s: int = Field(
         default=60, ge=10, le=3600, description="Longest wait for a segment switch."
     )
@@ -369,6 +471,89 @@ class RecoverySettings(_Model):
     )
 
 
+class KubernetesSettings(_Model):
+    """Placement in a namespace of a Kubernetes cluster, which is the stack's alone."""
+
+    context: str | None = Field(
+        default=None,
+        pattern=r"^[^\s]{1,253}$",
+        description="The kubeconfig's context; the current one if unset. KUBECONFIG is honoured.",
+    )
+    namespace: str | None = Field(
+        default=None, pattern=rf"^{_DNS_LABEL}$", description="elsapg-<stack> if unset."
+    )
+    cluster_domain: str = Field(default="cluster.local", pattern=rf"^{_DNS_NAME}$")
+    registry: str | None = Field(
+        default=None,
+        pattern=r"^[a-z0-9][a-z0-9.-]*(?::[0-9]{1,5})?(?:/[a-z0-9][a-z0-9._-]*)*$",
+        description="Where the images are: HOST[:PORT][/PATH]; `elsapg images push` fills it.",
+    )
+    pull_secrets: Labels = Field(
+        default=(), description="Secrets of type dockerconfigjson in the namespace."
+    )
+    storage_class: str | None = Field(
+        default=None, pattern=rf"^{_DNS_NAME}$", description="The cluster's default if unset."
+    )
+    secrets: Literal["pulumi", "external", "cluster"] = Field(
+        default="pulumi",
+        description="Who makes the Secrets: Pulumi; External Secrets, out of a store; or `elsapg "
+        "secrets apply`, straight in the cluster.",
+    )
+    secret_store: Reference = Field(
+        default=None, description="secrets external: SecretStore/NAME or ClusterSecretStore/NAME."
+    )
+    secret_prefix: str = Field(
+        default="",
+        pattern=r"^[A-Za-z0-9/_.-]{0,200}$",
+        description="secrets external: stands before each key in the store; elsapg/<stack>/ if "
+        "unset.",
+    )
+    cert_manager: bool = Field(
+        default=False, description="Certificates by cert-manager, not by the toolkit's own CA."
+    )
+    cert_manager_issuer: str | None = Field(
+        default=None,
+        pattern=rf"^{_DNS_NAME}$",
+        description="An Issuer in the namespace, for this stack alone: who gets a certificate of "
+        "it in the name of a role can log in as that role. A CA of the stack's own if unset.",
+    )
+    monitoring: bool = Field(
+        default=False, description="PodMonitor and PrometheusRule for the Prometheus operator."
+    )
+    monitoring_namespace: str = Field(
+        default="monitoring", pattern=rf"^{_DNS_LABEL}$", description="Where Prometheus runs."
+    )
+    anti_affinity: Literal["required", "preferred"] = Field(
+        default="required", description="Whether two nodes may never share a machine."
+    )
+    priority_class: str | None = Field(default=None, pattern=rf"^{_DNS_NAME}$")
+    service_account_annotations: Annotations = Field(
+        default_factory=dict, description="For workload identity: of who reads and writes S3."
+    )
+    pool_service_type: Literal["ClusterIP", "LoadBalancer"] = "ClusterIP"
+    pool_service_annotations: Annotations = Field(default_factory=dict)
+    pool_names: Annotated[tuple[str, ...], AfterValidator(_dns_names)] = Field(
+        default=(), description="Further names by which clients reach the pools; for certificates."
+    )
+    network_policies: bool = True
+    application_namespaces: Labels = Field(
+        default=(), description="Namespaces whose pods may use the pools."
+    )
+    application_cidrs: Cidrs = Field(
+        default=(), description="Networks outside the cluster that may use the pools."
+    )
+    api_server_cidrs: Cidrs = Field(
+        default=(), description="Where the API server is; anywhere (ports 443, 6443) if unset."
+    )
+    s3_cidrs: Cidrs = Field(
+        default=(),
+        description="Where S3 is (and, with web-id, the cloud's token service); anywhere if unset.",
+    )
+    s3_ports: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = Field(
+        default=(), description="Ports of S3's pods, where S3 is a Service that maps its port."
+    )
+
+
 class Settings(_Model):
     """Everything a stack decides. Frozen: nothing changes it after `load`."""
 
@@ -389,3 +574,4 @@ class Settings(_Model):
     encryption: EncryptionSettings = EncryptionSettings()
     tls: TlsSettings = TlsSettings()
     docker: DockerSettings = DockerSettings()
+    kubernetes: KubernetesSettings = KubernetesSettings()

@@ -34,6 +34,8 @@ def check_sums(settings: Settings) -> list[Finding]:
         *_memory(settings),
         *_tls(settings),
         *_ports(settings),
+        *_foreign(settings),
+        *_kubernetes(settings),
     ]
 
 
@@ -190,3 +192,81 @@ def _ports(s: Settings) -> Iterator[Finding]:
             "docker.pool_port",
             "pooler.instances",
         )
+
+
+# Keys that one target alone reads: elsewhere they would be believed and do nothing.
+_ONLY: dict[str, dict[str, tuple[str, ...]]] = {
+    "docker": {"docker": (), "etcd": ()},
+    "kubernetes": {
+        "kubernetes": (),
+        "archive": ("endpoint", "uri_style", "credentials", "ca"),
+        "postgres": ("volume_size", "wal_volume_size"),
+    },
+}
+
+
+def _foreign(s: Settings) -> Iterator[Finding]:
+    for target, groups in _ONLY.items():
+        if target == s.target:
+            continue
+        for group, names in groups.items():
+            model = getattr(s, group)
+            for name in sorted(model.model_fields_set & set(names or model.model_fields_set)):
+                yield _finding(
+                    f"{group}.{name}",
+                    _short(getattr(model, name)),
+                    f"is for the {target} target alone, and target is {s.target}; remove it, or "
+                    f"set target to {target}",
+                    "target",
+                )
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _kubernetes(s: Settings) -> Iterator[Finding]:
+    if s.target != "kubernetes":
+        return
+    k = s.kubernetes
+    if k.registry is None:
+        yield _finding(
+            "kubernetes.registry",
+            None,
+            "is needed: the registry that the cluster pulls the images from, such as "
+            "registry.example.com/platform",
+            "target",
+        )
+    if s.archive.endpoint is None:
+        yield _finding(
+            "archive.endpoint",
+            None,
+            f"is needed: HOST or HOST:PORT of the S3 service, such as s3.{s.archive.region}."
+            "example.com",
+            "target",
+        )
+    if k.secrets == "external" and k.secret_store is None:
+        yield _finding(
+            "kubernetes.secret_store",
+            None,
+            "is needed where secrets is 'external': SecretStore/NAME or ClusterSecretStore/NAME",
+            "kubernetes.secrets",
+        )
+    stores = ("SecretStore", "ClusterSecretStore")
+    if k.secret_store is not None and k.secret_store.partition("/")[0] not in stores:
+        yield _finding(
+            "kubernetes.secret_store",
+            repr(k.secret_store),
+            "must be SecretStore/NAME or ClusterSecretStore/NAME",
+        )
+    needs = (
+        ("secret_store", k.secret_store, k.secrets == "external", "secrets is 'external'"),
+        ("secret_prefix", k.secret_prefix, k.secrets == "external", "secrets is 'external'"),
+        ("cert_manager_issuer", k.cert_manager_issuer, k.cert_manager, "cert_manager is true"),
+    )
+    for name, value, met, condition in needs:
+        if value and not met:
+            yield _finding(
+                f"kubernetes.{name}", repr(value), f"is read only where {condition}; remove it"
+            )

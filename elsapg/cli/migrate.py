@@ -51,10 +51,12 @@ def status(stack: Stack = DEFAULT_STACK, as_json: Json = False) -> None:
         elsapg migrate status -s staging --json | jq .pending
     """
     from elsapg.runner.sqlfile import DATABASES  # noqa: PLC0415
-    from elsapg.services import migrate  # noqa: PLC0415
+    from elsapg.services import connect, migrate  # noqa: PLC0415
 
     target = deployment(stack)
-    found = migrate.status(migrate.connector(target), _folder(target.root), DATABASES, _say_aside)
+    with connect.tunnel(target, "session") as through:
+        door = migrate.connector(target, through)
+        found = migrate.status(door, _folder(target.root), DATABASES, _say_aside)
     if as_json:
         print(json.dumps({"stack": stack, **found.as_json()}, indent=2))
     else:
@@ -108,13 +110,13 @@ def apply(
 
         elsapg migrate apply -s staging -D elsa_runtime
     """
-    from elsapg.services import migrate  # noqa: PLC0415
+    from elsapg.services import connect, migrate  # noqa: PLC0415
 
     databases = migrate.chosen(database)
     target = deployment(stack)
-    done = migrate.apply(
-        migrate.connector(target), _folder(target.root), databases, _say, dry_run=dry_run
-    )
+    with connect.tunnel(target, "session") as through:
+        door = migrate.connector(target, through)
+        done = migrate.apply(door, _folder(target.root), databases, _say, dry_run=dry_run)
     count = sum(map(len, done.values()))
     if not count:
         print("nothing to do" if not dry_run else "nothing was tried")

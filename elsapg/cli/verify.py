@@ -89,6 +89,11 @@ def _show(found: Verification, folder: Path, console: Console) -> None:
     reasons = sorted({check.found for check in found.unjudged})
     if reasons:
         console.print(Text(f"\nnot made: {len(found.unjudged)} ({'; '.join(reasons)})"))
+    for target in sorted({one.target for one in found.left_out}):
+        ours = [one for one in found.left_out if one.target == target]
+        why = "; ".join(dict.fromkeys(one.reason for one in ours))
+        count = sum(one.count for one in ours)
+        console.print(Text(f"\nleft out: {count}, which are for {target} only ({why})"))
     total = f"{len(found.checks)} checks in {found.seconds:.0f} s"
     console.print(Text(f"\n{total}; report: {folder / 'report.html'}"))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from elsapg.definition import topology as t
 from elsapg.definition.parameters import dynamic_configuration
-from elsapg.definition.secrets import AUTH, BACKUP, REPLICATOR, REWIND, SUPERUSER, Secrets
+from elsapg.definition.secrets import (
+    AUTH,
+    BACKUP,
+    REPLICATOR,
+    REWIND,
+    SUPERUSER,
+    Secrets,
+    key_pair_of,
+)
 from elsapg.settings import Settings
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "config_templates"
@@ -27,11 +35,21 @@ TEMPLATES = Path(__file__).resolve().parents[2] / "config_templates"
 
 @dataclass(frozen=True)
 class File:
-    """A file below `/etc/elsapg`; `mode` is octal permissions, owner root, group 999."""
+    """A file below `/etc/elsapg`; `mode` is octal permissions, owner root, group 999.
+
+    `kept_in`: the secret that it comes from, by the name that a target may give it: `repository`,
+    `roles`, `s3`, or `tls-<pair>` for a key pair with its CA. None: nothing in it is one.
+    """
 
     path: str
     content: str
     mode: int = 0o640
+    kept_in: str | None = None
+
+    @property
+    def secret(self) -> bool:
+        """Whether it must not stand where anybody may read it."""
+        return self.kept_in is not None
 
 
 @functools.cache
@@ -82,20 +100,45 @@ def _file(path: str, template: str, settings: Settings, **values: Any) -> File:
     return File(path, render(template, settings, **values))
 
 
+def tls_secret(key_pair: str) -> str:
+    """What a target may call the secret with a key pair: a name without underscores."""
+    return f"tls-{key_pair.replace('_', '-')}"
+
+
 def _key_pair(as_name: str, key_pair: str, secrets: Secrets) -> tuple[File, ...]:
     pair = secrets.key_pairs[key_pair]
     return (
-        File(f"tls/{as_name}.crt", pair.certificate),
-        File(f"tls/{as_name}.key", pair.private_key),
+        File(f"tls/{as_name}.crt", pair.certificate, kept_in=tls_secret(key_pair)),
+        File(f"tls/{as_name}.key", pair.private_key, kept_in=tls_secret(key_pair)),
     )
 
 
 def _tls(as_name: str, key_pair: str, secrets: Secrets) -> tuple[File, ...]:
-    return (File("tls/ca.crt", secrets.ca), *_key_pair(as_name, key_pair, secrets))
+    ca = File("tls/ca.crt", secrets.ca, kept_in=tls_secret(key_pair))
+    return (ca, *_key_pair(as_name, key_pair, secrets))
 
 
-def _pgbackrest(settings: Settings, secrets: Secrets, **values: Any) -> File:
-    return _file("pgbackrest.conf", "pgbackrest.conf.j2", settings, secrets=secrets, **values)
+def _pgbackrest(settings: Settings, secrets: Secrets, node: str | None) -> tuple[File, ...]:
+    """Two files, so that what is no secret can be read and compared by anybody."""
+    ca = settings.archive.ca
+    return (
+        _file("pgbackrest.conf", "pgbackrest.conf.j2", settings, node=node),
+        repository_secret(settings, secrets),
+        *((File("s3-ca.crt", ca),) if ca else ()),
+    )
+
+
+def repository_secret(settings: Settings, secrets: Secrets) -> File:
+    """What opens the repository: S3's keys (unless the pods' identity does), and its cipher."""
+    path = "pgbackrest.d/secrets.conf"
+    content = render("secrets.conf.j2", settings, secrets=secrets)
+    return File(path, content, kept_in="repository")
+
+
+def roles_secret(secrets: Secrets) -> File:
+    """The passwords that the bootstrap gives to the roles."""
+    content = json.dumps(dict(secrets.passwords), indent=2, sort_keys=True)
+    return File("roles.json", content, kept_in="roles")
 
 
 def _node(name: str, settings: Settings, secrets: Secrets) -> tuple[File, ...]:
@@ -104,14 +147,15 @@ def _node(name: str, settings: Settings, secrets: Secrets) -> tuple[File, ...]:
             "patroni.yml",
             "patroni.yml.j2",
             settings,
-            name=name,
+            # Where one file serves all nodes, each is told its name by its environment.
+            name=None if settings.target == "kubernetes" else name,
             dynamic=dynamic_configuration(settings),
             replicator=REPLICATOR,
             rewind=REWIND,
         ),
-        _pgbackrest(settings, secrets, node=name),
+        *_pgbackrest(settings, secrets, name),
         *_recovery(settings, secrets),
-        *_tls("server", name, secrets),
+        *_tls("server", key_pair_of(name, settings), secrets),
         *_key_pair(REPLICATOR, REPLICATOR, secrets),
         *_key_pair(REWIND, REWIND, secrets),
     )
@@ -142,7 +186,7 @@ def _pooler(name: str, settings: Settings, secrets: Secrets) -> tuple[File, ...]
     return (
         _file("pgbouncer.ini", "pgbouncer.ini.j2", settings),
         _file("pgbouncer_hba.conf", "pgbouncer_hba.conf.j2", settings),
-        *_tls("server", name, secrets),
+        *_tls("server", key_pair_of(name, settings), secrets),
         *_key_pair("client", AUTH, secrets),
     )
 
@@ -156,25 +200,29 @@ def _haproxy(_name: str, settings: Settings, secrets: Secrets) -> tuple[File, ..
 
 def _s3(_name: str, _settings: Settings, secrets: Secrets) -> tuple[File, ...]:
     return (
-        File("s3-access-key", secrets.s3_access_key),
-        File("s3-secret-key", secrets.s3_secret_key),
+        File("s3-access-key", secrets.s3_access_key, kept_in="s3"),
+        File("s3-secret-key", secrets.s3_secret_key, kept_in="s3"),
         *_tls("server", "s3", secrets),
     )
 
 
 def _agent(name: str, settings: Settings, secrets: Secrets) -> tuple[File, ...]:
     node = name.removesuffix("-agent")
-    return (_pgbackrest(settings, secrets, node=node), *_tls("server", node, secrets))
+    pair = key_pair_of(node, settings)
+    return (*_pgbackrest(settings, secrets, node), *_tls("server", pair, secrets))
 
 
 def _runner(_name: str, settings: Settings, secrets: Secrets) -> tuple[File, ...]:
     """Of the schedule: backups need neither passwords nor the superuser's key."""
-    return _select(BACKUP, {"pgbackrest.conf"}, settings, secrets)
+    return _select(BACKUP, _PGBACKREST, settings, secrets)
+
+
+_PGBACKREST = frozenset({"pgbackrest.conf", "pgbackrest.d/secrets.conf", "s3-ca.crt"})
 
 
 def _select(
     client: str,
-    paths: set[str],
+    paths: Set[str],
     settings: Settings,
     secrets: Secrets,
     more: Mapping[str, Any] | None = None,
@@ -205,10 +253,9 @@ def _select(
     files = (
         File("runner.json", json.dumps(config, indent=2)),
         File("dynamic.json", json.dumps(dynamic_configuration(settings), indent=2, sort_keys=True)),
-        File("roles.json", json.dumps(dict(secrets.passwords), indent=2, sort_keys=True)),
-        _pgbackrest(settings, secrets, node=None),
-        File("tls/ca.crt", secrets.ca),
-        *_key_pair(client, client, secrets),
+        roles_secret(secrets),
+        *_pgbackrest(settings, secrets, None),
+        *_tls(client, client, secrets),
     )
     wanted = {"runner.json", *paths}
     return tuple(f for f in files if f.path in wanted or f.path.startswith("tls/"))
@@ -220,8 +267,8 @@ def task_files(task: str, settings: Settings, secrets: Secrets) -> tuple[File, .
         "configure": (SUPERUSER, {"dynamic.json"}, None),
         # For elsapg.setting, which the databases' own jobs read.
         "bootstrap": (SUPERUSER, {"roles.json"}, {"settings": settings.retention.model_dump()}),
-        "first-backup": (BACKUP, {"pgbackrest.conf"}, None),
-        "recovery-check": (BACKUP, {"pgbackrest.conf"}, None),
+        "first-backup": (BACKUP, _PGBACKREST, None),
+        "recovery-check": (BACKUP, _PGBACKREST, None),
     }[task]
     if task == "recovery-check":
         return (

@@ -6,6 +6,8 @@ that people and applications use have passwords.
 
 from __future__ import annotations
 
+import base64
+import secrets as random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -29,7 +31,23 @@ REPLICATOR, REWIND, AUTH, BACKUP, SUPERUSER = (
     "backup",
     "postgres",
 )
+# The servers' key pairs on kubernetes.
+NODES_PAIR, POOLERS_PAIR = "pg", "pgbouncer"
 CLIENTS = (REPLICATOR, REWIND, AUTH, BACKUP, SUPERUSER)
+
+
+# Random bytes of what is generated.
+PASSWORD_BYTES, CIPHER_BYTES = 24, 48
+
+
+def new_secret(entropy: int) -> str:
+    """A secret of so many random bytes, in characters that stand anywhere."""
+    return random.token_urlsafe(entropy)
+
+
+def new_encryption_key() -> str:
+    """A key of 32 random bytes, base64."""
+    return base64.b64encode(random.token_bytes(32)).decode()
 
 
 @dataclass(frozen=True)
@@ -80,13 +98,32 @@ class Secrets:
     """Only until the stack has its data."""
 
 
+def key_pair_of(unit: str, settings: Settings) -> str:
+    """The name of the key pair that a unit serves with.
+
+    On kubernetes all units of a kind are made from one template, and share one.
+    """
+    if settings.target != "kubernetes":
+        return unit
+    return NODES_PAIR if unit in t.node_names(settings) else POOLERS_PAIR
+
+
+def is_client_too(pair: str, settings: Settings) -> bool:
+    """Whether a server's key pair is a client's as well: nodes are clients of etcd and of each
+    other's REST API (and of the poolers' gates), etcd's members of each other."""
+    return pair in (NODES_PAIR, *t.node_names(settings), *t.etcd_names(settings))
+
+
 def certificate_names(
-    settings: Settings, *, s3_from_outside: str | None = None
+    settings: Settings, namespace: str | None = None, *, s3_from_outside: str | None = None
 ) -> dict[str, tuple[str, ...]]:
     """Each certificate's DNS names or addresses; a client certificate has none but its CN.
 
-    `s3_from_outside`: by which name a clone reaches the S3 of the stack that it is made of.
+    `namespace`: the stack's, on kubernetes. `s3_from_outside`: by which name a clone reaches the S3
+    of the stack that it is made of, on docker.
     """
+    if settings.target == "kubernetes":
+        return _kubernetes_names(settings, namespace or "")
     address = settings.docker.bind_address
     local = ("localhost", "127.0.0.1", *({address} - {"127.0.0.1", "0.0.0.0"}))
     names: dict[str, tuple[str, ...]] = dict.fromkeys(CLIENTS, ())
@@ -98,3 +135,21 @@ def certificate_names(
         names[name] = (name, "pgbouncer", *local)
     names["s3"] = (t.S3_HOST, *local, *((s3_from_outside,) if s3_from_outside else ()))
     return names
+
+
+def _kubernetes_names(settings: Settings, namespace: str) -> dict[str, tuple[str, ...]]:
+    nodes = t.node_names(settings)
+    local = ("localhost", "127.0.0.1")
+    # Nodes are spoken to from within the namespace alone, pools from anywhere.
+    pool = POOLERS_PAIR
+    outside = (f"{pool}.{namespace}", f"{pool}.{namespace}.svc")
+    far = f"{pool}.{namespace}.svc.{settings.kubernetes.cluster_domain}"
+    further = settings.kubernetes.pool_names
+    return {
+        **dict.fromkeys(CLIENTS, ()),
+        NODES_PAIR: (
+            *(NODES_PAIR, *nodes, *map(t.agent_name, nodes)),
+            *(t.PRIMARY_HOST, t.REPLICA_HOST, t.READONLY_HOSTS, *local),
+        ),
+        POOLERS_PAIR: (pool, *((*outside, far) if namespace else ()), *further, *local),
+    }

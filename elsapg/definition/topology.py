@@ -25,9 +25,16 @@ AGENT_PORT = 8432
 ETCD_PORT = 2379
 ETCD_PEER_PORT = 2380
 S3_PORT = 9000
+# Where a PgBouncer's pod lets a leaving primary pause it (kubernetes).
+GATE_PORT = 6500
 
+# Where WAL is when it has a volume of its own.
+WAL_MOUNT = "/var/lib/postgresql-wal"
 PRIMARY_HOST = "primary"
 REPLICA_HOST = "replica"
+# Kubernetes' Service of the standbys has nobody behind it while there is none; PgBouncer then takes
+# the next host. It looks in the certificate for the list as a whole, as if it were one name.
+READONLY_HOSTS = f"{REPLICA_HOST},{PRIMARY_HOST}"
 S3_HOST = "s3"
 
 
@@ -102,8 +109,33 @@ def agent_name(node: str) -> str:
     return f"{node}-agent"
 
 
+def namespace(stack: str, settings: Settings) -> str:
+    """The stack's namespace on kubernetes."""
+    return settings.kubernetes.namespace or f"elsapg-{stack}"
+
+
+# How Patroni finds the pods of its cluster, and what the Services select by (kubernetes).
+POD_LABELS = {"app.kubernetes.io/name": "elsapg", "app.kubernetes.io/component": "pg"}
+SCOPE_LABEL = "cluster-name"
+ROLE_LABEL = "role"
+
+
+def s3_address(settings: Settings) -> tuple[str, int]:
+    """Host and port of the S3 service."""
+    if settings.archive.endpoint is None:
+        return S3_HOST, S3_PORT
+    host, _, port = settings.archive.endpoint.partition(":")
+    return host, int(port or 443)
+
+
 def units(settings: Settings) -> tuple[Unit, ...]:
-    """Every long-running unit of the docker target, in start order."""
+    """Every long-running unit, in start order.
+
+    Kubernetes brings DCS, stable addresses, schedule and S3 itself. What it gives a unit beside
+    this is the same for all of a kind.
+    """
+    if settings.target == "kubernetes":
+        return (*_nodes(settings), *_agents(settings), *_poolers(settings))
     return (*_etcd(settings), _s3(settings), *_nodes(settings), *_agents(settings),
             _haproxy(settings), *_poolers(settings), _runner())  # fmt: skip
 
@@ -153,11 +185,9 @@ def _nodes(settings: Settings) -> tuple[Unit, ...]:
         Unit(
             name=name,
             image="postgres",
+            command=("patroni", f"{CONFIG_DIR}/patroni.yml"),
             aliases=(name,),
-            mounts=(
-                Mount(name, "/var/lib/postgresql", data=True),
-                Mount(f"{name}-run", "/run/postgresql"),
-            ),
+            mounts=_node_mounts(name, settings),
             tmpfs=("/tmp", "/var/spool/pgbackrest", "/var/log/pgbackrest"),
             # A primary that is cut off must not spend the time in which it should demote itself
             # on looking names up: the resolver's own patience is 5 s, twice, for each name.
@@ -172,6 +202,16 @@ def _nodes(settings: Settings) -> tuple[Unit, ...]:
             reload_signal="SIGHUP",
         )
         for name in node_names(settings)
+    )
+
+
+def _node_mounts(node: str, settings: Settings) -> tuple[Mount, ...]:
+    """Of a node and of its agent: the data, and the folder of the Unix socket."""
+    wal = settings.postgres.wal_volume_size
+    return (
+        Mount(node, "/var/lib/postgresql", data=True),
+        *((Mount(f"{node}-wal", WAL_MOUNT, data=True),) if wal else ()),
+        Mount(f"{node}-run", "/run/postgresql"),
     )
 
 
@@ -192,12 +232,9 @@ def _agents(settings: Settings) -> tuple[Unit, ...]:
         Unit(
             name=agent_name(name),
             image="postgres",
-            command=("pgbackrest", "server", "--config=/etc/elsapg/pgbackrest.conf"),
+            command=("pgbackrest", "server", f"--config={CONFIG_DIR}/pgbackrest.conf"),
             aliases=(agent_name(name),),
-            mounts=(
-                Mount(name, "/var/lib/postgresql", data=True),
-                Mount(f"{name}-run", "/run/postgresql"),
-            ),
+            mounts=_node_mounts(name, settings),
             tmpfs=("/tmp", "/var/spool/pgbackrest", "/var/log/pgbackrest"),
             memory_mb=256,
             reload_signal="SIGHUP",
@@ -227,6 +264,7 @@ def _poolers(settings: Settings) -> tuple[Unit, ...]:
         Unit(
             name=name,
             image="pgbouncer",
+            command=("pgbouncer", f"{CONFIG_DIR}/pgbouncer.ini"),
             aliases=(name, "pgbouncer"),
             tmpfs=("/tmp", "/run/pgbouncer"),
             ports=(Port(POOL_PORT, settings.docker.pool_port + index),),

@@ -34,9 +34,18 @@ def say(text: str) -> None:
 def pgbackrest(config: Config, *arguments: str) -> str:
     """Run pgBackRest for the stanza and return what it printed. Raises BackupError."""
     command = ["pgbackrest", f"--stanza={config.stanza}", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # It may quote what it could not read, and that is no text.
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     if done.returncode == 0:
         return done.stdout
+    if "[029]" in done.stdout + done.stderr:
+        raise BackupError(
+            f"pgbackrest {arguments[-1]} cannot read what is in the repository: it was written "
+            "with another cipher. It is another stack's, or an earlier one's of this name: name an "
+            "empty place (elsapg:archive.bucket or archive.prefix), or give the old cipher back"
+        )
     output = (done.stderr + done.stdout).strip().splitlines()
     errors = [line for line in output if "ERROR" in line] or output
     raise BackupError(

@@ -3,27 +3,49 @@
 Three ways in: before a planned stop (a container's or a pod's), the wait until a replaced node
 is back in its place, and `elsapg switchover`, which drives this process by standard input so
 that nothing has to start while the pools are paused.
+
+On kubernetes nobody stands outside when a pod is evicted, drained or rolled: ELSAPG_GATES then
+names the pools' gates, and this process holds the pools itself. A stop is never refused, and every
+step of it has its bound, all together less than the pod's grace.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 
+from elsapg.runner.gates import holding
 from elsapg.runner.patroni import Member, Patroni, PatroniError, leader, wait_until
 
 CONFIG = Path("/etc/elsapg")
 SOCKETS = "/run/postgresql"
+GATES = "ELSAPG_GATES"
+# A standby that has just been rolled may not be named synchronous yet.
+CANDIDATE_S = 10.0
+CHECKPOINT_S = 20
+# As long as pool-gate holds a pool.
+HELD_S = 20.0
 
 
 def _say(text: str) -> None:
     print(text, flush=True)
+
+
+def _report(text: str) -> None:
+    """As `_say`, and into the container's log: nobody reads what a pod's preStop hook prints."""
+    _say(text)
+    if os.environ.get(GATES):
+        with contextlib.suppress(OSError), Path("/proc/1/fd/1").open("w", encoding="utf-8") as log:
+            print(f"handover: {text}", file=log, flush=True)
 
 
 def _patroni(nodes: list[str]) -> Patroni:
@@ -69,9 +91,17 @@ def _names(members: list[Member]) -> str:
     return ", ".join(f"{m.name} ({m.role}, {m.state})" for m in members) or "none"
 
 
-def _checkpoint() -> None:
-    """A shutdown writes a checkpoint: doing most of it beforehand is what makes it short."""
-    with psycopg.connect(f"host={SOCKETS} user=postgres dbname=postgres", autocommit=True) as db:
+def _checkpoint(patience_s: int = 0) -> None:
+    """A shutdown writes a checkpoint: doing most of it beforehand is what makes it short.
+
+    After `patience_s` seconds (0: as long as it takes) it goes on by itself, and we go on as well.
+    """
+    conninfo = f"host={SOCKETS} user=postgres dbname=postgres connect_timeout=5"
+    options = f"-c statement_timeout={patience_s}s"
+    with (
+        contextlib.suppress(psycopg.errors.QueryCanceled),
+        psycopg.connect(conninfo, options=options, autocommit=True) as db,
+    ):
         db.execute("CHECKPOINT")
 
 
@@ -135,20 +165,32 @@ def switchover(patroni: Patroni, old: str, new: str, timeout: float = 30) -> flo
     raise TimeoutError(f"{new} did not take over within {timeout:.0f} s")
 
 
-def before_stop(patroni: Patroni, me: str) -> int:
-    """Hand over if this node leads and can; a stop is never refused."""
+def before_stop(patroni: Patroni, me: str, gates: str | None = None) -> int:
+    """Hand over if this node leads and can; a stop is never refused.
+
+    `gates` (HOST:PORT): where the gates of the pools are, which are held meanwhile.
+    """
     try:
         members = patroni.members()
         first = leader(members)
         if first is None or first.name != me:
             return 0
-        target = _candidate(members, None)
-        _checkpoint()
-        seconds = switchover(patroni, me, target.name)
-        _say(f"handed over to {target.name} in {seconds:.1f} s")
+        # One will be named soon, if there is anybody to name.
+        wait = gates and len(members) > 1 and patroni.from_any("/config").get("synchronous_mode")
+        target = _await_candidate(patroni, None, CANDIDATE_S if wait else 0)
+        _checkpoint(CHECKPOINT_S)
+        with holding(gates, CONFIG / "tls", _report) if gates else _nobody() as held:
+            seconds = switchover(patroni, me, target.name, HELD_S if gates else 30)
+        pools = f", {len(held)} pools held" if gates else ""
+        _report(f"handed over to {target.name} in {seconds:.1f} s{pools}")
     except (PatroniError, TimeoutError, psycopg.Error) as error:
-        _say(f"not handed over: {error}")
+        _report(f"not handed over: {error}")
     return 0
+
+
+@contextlib.contextmanager
+def _nobody() -> Iterator[list[str]]:
+    yield []
 
 
 def wait_healthy(patroni: Patroni, me: str, timeout: float) -> int:
@@ -209,11 +251,13 @@ def main() -> int:
         return driven(patroni, me, arguments.candidate)
     if arguments.wait_healthy:
         return wait_healthy(patroni, me, arguments.timeout)
-    return before_stop(patroni, me)
+    return before_stop(patroni, me, os.environ.get(GATES))
 
 
 def node_name() -> str:
-    """This member's name, from Patroni's own configuration."""
+    """This member's name: Patroni's own variable (one file serves all pods), or its own file."""
+    if os.environ.get("PATRONI_NAME"):
+        return os.environ["PATRONI_NAME"]
     for line in (CONFIG / "patroni.yml").read_text(encoding="utf-8").splitlines():
         if line.startswith("name: "):
             return line.removeprefix("name: ").strip()

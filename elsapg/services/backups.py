@@ -27,7 +27,7 @@ class Backup:
 
 def backups(deployment: Deployment) -> list[Backup]:
     """All backups in the repository, oldest first."""
-    return parse(json.loads(deployment.runner("backup-info")))
+    return parse(deployment.backup_info())
 
 
 def parse(info: dict[str, Any]) -> list[Backup]:

@@ -6,13 +6,14 @@ names whichever database it is, so that switching is one line and no code.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import quote, urlencode
 
 from elsapg.definition import topology as t
@@ -21,6 +22,7 @@ from elsapg.errors import UsageError
 from elsapg.services.deployment import Deployment
 from elsapg.services.places import write_private
 from elsapg.settings import DatabaseSettings
+from elsapg.targets.kubernetes.forward import LOCAL, forward
 
 Via = Literal["pool", "session", "readonly", "direct"]
 Format = Literal["libpq", "npgsql", "env"]
@@ -41,12 +43,30 @@ class Connection:
     addresses: tuple[tuple[str, int], ...]
     ca_file: Path
     via: Via
+    hostaddr: str | None = None
+    """Where the names in `addresses`, which the certificates hold, lead to; None: look them up."""
+
+
+@dataclass(frozen=True)
+class Tunnel:
+    """A port of this machine that leads into the cluster, and the name that answers there."""
+
+    name: str
+    port: int
+    wait: Callable[[], None] = lambda: None
 
 
 def connection(
-    deployment: Deployment, role: str, database: str = t.DATABASES[0], via: Via = "pool"
+    deployment: Deployment,
+    role: str,
+    database: str = t.DATABASES[0],
+    via: Via = "pool",
+    through: Tunnel | None = None,
 ) -> Connection:
-    """The connection of a role. Raises UsageError for what does not exist, with what does."""
+    """The connection of a role. Raises UsageError for what does not exist, with what does.
+
+    On kubernetes it is one for the cluster's inside, unless it goes `through` a tunnel.
+    """
     if role not in PASSWORD_ROLES:
         raise UsageError(
             f"role {role!r} has no password to connect with; roles: {', '.join(PASSWORD_ROLES)}"
@@ -55,15 +75,12 @@ def connection(
     if database not in known:
         raise UsageError(f"database {database!r}: via {via} there are {', '.join(known)}")
     settings = deployment.settings
-    if via == "direct":
-        if settings.docker.direct_port is None:
-            raise UsageError(
-                f"stack {deployment.stack!r} does not publish PostgreSQL itself: use --via "
-                "session, or set docker.direct_port in its file and run `elsapg up`"
-            )
-        addresses: tuple[tuple[str, int], ...] = (
-            (settings.docker.connect_address, settings.docker.direct_port),
-        )
+    hostaddr = None
+    if through is not None:
+        addresses: tuple[tuple[str, int], ...] = ((through.name, through.port),)
+        hostaddr = LOCAL if through.name != LOCAL else None
+    elif via == "direct":
+        addresses = ((settings.docker.connect_address, _direct_port(deployment)),)
     else:
         addresses = tuple((pool["host"], int(pool["port"])) for pool in deployment.outputs["pools"])
     return Connection(
@@ -73,7 +90,42 @@ def connection(
         addresses=addresses,
         ca_file=ca_file(deployment),
         via=via,
+        hostaddr=hostaddr,
     )
+
+
+def _direct_port(deployment: Deployment) -> int:
+    port = deployment.settings.docker.direct_port
+    if deployment.settings.target == "kubernetes":
+        raise UsageError(
+            f"nothing but the pools reaches PostgreSQL itself in stack {deployment.stack!r}: use "
+            "--via session, or --port-forward"
+        )
+    if port is None:
+        raise UsageError(
+            f"stack {deployment.stack!r} does not publish PostgreSQL itself: use --via "
+            "session, or set docker.direct_port in its file and run `elsapg up`"
+        )
+    return port
+
+
+@contextlib.contextmanager
+def tunnel(deployment: Deployment, via: Via, port: int = 0) -> Iterator[Tunnel | None]:
+    """A way from this machine to a door of the stack: None where it is published here anyway.
+
+    It ends with the block. `port`: the local one, any free one if 0.
+    """
+    if deployment.settings.target != "kubernetes":
+        yield None
+        return
+    assert deployment.pods is not None
+    if via == "direct":
+        name, target, remote = t.PRIMARY_HOST, f"pod/{deployment.primary()}", t.PG_PORT
+    else:
+        pool = deployment.outputs["pools"][0]
+        name, target, remote = str(pool["host"]), "service/pgbouncer", t.POOL_PORT
+    with forward(deployment.pods.kubectl, target, remote, port) as found:
+        yield Tunnel(name, found.port, found.wait)
 
 
 def ca_file(deployment: Deployment) -> Path:
@@ -83,10 +135,25 @@ def ca_file(deployment: Deployment) -> Path:
     return path
 
 
+def words(c: Connection) -> dict[str, Any]:
+    """libpq's own words for it, without the password."""
+    found: dict[str, Any] = {
+        "host": ",".join(host for host, _ in c.addresses),
+        "port": ",".join(str(port) for _, port in c.addresses),
+        "dbname": c.database,
+        "user": c.role,
+        "sslmode": "verify-full",
+        "sslrootcert": str(c.ca_file),
+    }
+    return found | ({"hostaddr": c.hostaddr} if c.hostaddr else {})
+
+
 def libpq(c: Connection) -> str:
     """A libpq URI, RFC 3986 quoted, with every address: the client takes the next if one fails."""
     hosts = ",".join(f"{host}:{port}" for host, port in c.addresses)
     options = {"sslmode": "verify-full", "sslrootcert": str(c.ca_file)}
+    if c.hostaddr:
+        options["hostaddr"] = c.hostaddr
     return (
         f"postgresql://{quote(c.role, safe='')}:{quote(c.password, safe='')}@{hosts}/{c.database}"
         f"?{urlencode(options, safe='/', quote_via=quote)}"
@@ -135,6 +202,7 @@ def variables(c: Connection) -> dict[str, str]:
     """libpq's environment variables; PGPASSWORD is a secret."""
     return {
         "PGHOST": ",".join(host for host, _ in c.addresses),
+        **({"PGHOSTADDR": c.hostaddr} if c.hostaddr else {}),
         "PGPORT": ",".join(str(port) for _, port in c.addresses),
         "PGDATABASE": c.database,
         "PGUSER": c.role,
@@ -152,7 +220,14 @@ def environment(c: Connection) -> str:
 FORMATS = {"libpq": libpq, "npgsql": npgsql, "env": environment}
 
 
-def appsettings(deployment: Deployment, environment: Environment = "production") -> str:
+def with_ca(c: Connection, path: str | None) -> Connection:
+    """The connection as it is for somebody who has the CA's certificate elsewhere."""
+    return c if path is None else replace(c, ca_file=Path(path))
+
+
+def appsettings(
+    deployment: Deployment, environment: Environment = "production", ca_file: str | None = None
+) -> str:
     """`appsettings.json` for Elsa: three strings, because they need three different doors.
 
     Application: pooled. Migrations: a session as the migrator. Locks: a session, because
@@ -166,7 +241,7 @@ def appsettings(deployment: Deployment, environment: Environment = "production")
         "ElsaRuntime": connection(deployment, "elsa_app", runtime),
     }
     detail = environment == "development"
-    strings = {name: npgsql(c, detail=detail) for name, c in connections.items()}
+    strings = {name: npgsql(with_ca(c, ca_file), detail=detail) for name, c in connections.items()}
     return _appsettings("PostgreSql", strings, environment)
 
 

@@ -12,8 +12,11 @@ from elsapg import stackfile
 from elsapg.definition import topology as t
 from elsapg.errors import NotDeployedError, UnhealthyError, UsageError
 from elsapg.services import workspace
+from elsapg.services.places import Places
 from elsapg.settings import Settings
 from elsapg.targets.docker.hosts import DockerHosts
+from elsapg.targets.hosts import Hosts
+from elsapg.targets.kubernetes.hosts import KubernetesHosts
 
 _CURL = ("curl", "-sS", "--max-time", "5", "--cacert", f"{t.CONFIG_DIR}/tls/ca.crt")
 
@@ -34,12 +37,33 @@ class Deployment:
                 "toolkit runs no database for it, so there is nothing that this command could look "
                 f"at or change; `elsapg appsettings --stack {stack}` prints Elsa's settings"
             )
-        self.hosts = DockerHosts(stack)
+        self.hosts: Hosts = (
+            KubernetesHosts(stack, self.settings)
+            if self.settings.target == "kubernetes"
+            else DockerHosts(stack)
+        )
+
+    @property
+    def pods(self) -> KubernetesHosts | None:
+        """The hosts of a stack on kubernetes; None of any other."""
+        return self.hosts if isinstance(self.hosts, KubernetesHosts) else None
 
     @functools.cached_property
     def outputs(self) -> Mapping[str, Any]:
-        """The program's outputs, secrets decrypted: never print them whole."""
+        """The program's outputs, secrets decrypted: never print them whole.
+
+        What Pulumi does not run (GitOps), or runs elsewhere, is asked of the cluster itself.
+        """
+        if self.pods is not None and not Places(self.root).workspace(self.stack).exists():
+            from elsapg.services.secrets import outputs_from_cluster  # noqa: PLC0415 - a second
+
+            return outputs_from_cluster(self.stack, self.settings)
         found = workspace.outputs(self.stack, self.root)
+        if self.pods is not None and not {"passwords", "ca"} <= found.keys():
+            from elsapg.services.secrets import outputs_from_cluster  # noqa: PLC0415 - a second
+
+            # Somebody else keeps the secrets (kubernetes.secrets), or signs (cert_manager).
+            return outputs_from_cluster(self.stack, self.settings)
         if "passwords" not in found:
             raise NotDeployedError(
                 f"stack {self.stack!r} has no outputs: run `elsapg up --stack {self.stack}` first"
@@ -61,8 +85,7 @@ class Deployment:
             if node in states and states[node].state == "running":
                 return node
         raise NotDeployedError(
-            f"no PostgreSQL node of stack {self.stack!r} runs: "
-            f"`elsapg up --stack {self.stack}` starts them"
+            f"no PostgreSQL node of stack {self.stack!r} runs: " + self.hosts.remedy(self.nodes[0])
         )
 
     def patroni(self, path: str, node: str | None = None) -> Any:
@@ -70,7 +93,8 @@ class Deployment:
         where = node or self.any_node()
         done = self.hosts.run(where, *_CURL, f"https://{where}:{t.PATRONI_PORT}{path}")
         try:
-            return json.loads(done.output)
+            # What comes after it was said by curl or kubectl, about the way and not the answer.
+            return json.JSONDecoder().raw_decode(done.output)[0]
         except ValueError:
             raise UnhealthyError(
                 f"Patroni on {where} does not answer GET {path}: {done.output.strip()[:200]}"
@@ -116,8 +140,27 @@ class Deployment:
         return [dict(zip(columns, line.split("\x1f"), strict=False)) for line in lines[1:]]
 
     def runner(self, *command: str, timeout: int = 3600) -> str:
-        """Run one of the runner's commands (`backup`, `backup-info`) and return its output."""
-        done = self.hosts.run("runner", "python3", "-m", "elsapg.runner", *command, timeout=timeout)
+        """Run one of the runner's commands (`backup`, …) and return its output."""
+        done = self.hosts.task(*command, timeout=timeout)
         if done.code:
             raise UnhealthyError(done.output.strip()[:600] or f"runner {command[0]} failed")
         return done.output
+
+    def backup_info(self) -> dict[str, Any]:
+        """pgBackRest's account of the repository, for `elsapg.services.backups.parse`."""
+        if self.pods is None:
+            found: dict[str, Any] = json.loads(self.runner("backup-info", timeout=60))
+            return found
+        # A node has the repository, too: no pod has to be started to look.
+        node = self.any_node()
+        done = self.hosts.run(
+            node, "pgbackrest", f"--stanza={t.STANZA}", "--output=json", "--log-level-console=off",
+            "info",
+        )  # fmt: skip
+        try:
+            stanzas = json.loads(done.output)
+        except ValueError:
+            raise UnhealthyError(
+                f"pgBackRest on {node}: {' '.join(done.output.split())[:300]}"
+            ) from None
+        return dict(stanzas[0]) if stanzas else {}

@@ -22,7 +22,7 @@ from pulumi.automation import CommandResult, OnOutput, PulumiCommand
 from pulumi.automation.errors import create_command_error
 from semver import VersionInfo
 
-from elsapg.services import process
+from elsapg import process
 
 
 class EngineCommand(PulumiCommand):

@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 
 from elsapg.errors import NotDeployedError, UnhealthyError, UsageError
-from elsapg.services.connect import Connection, connection
+from elsapg.services.connect import Connection, connection, tunnel, words
 from elsapg.services.deployment import Deployment
 
 OUTPUT = "encryption_keys"
@@ -62,10 +62,11 @@ def rotate(deployment: Deployment, table: str, column: str, database: str) -> Ro
     """
     keys = ring(deployment)
     # A session: one call of many transactions, which the pool's timeouts would end.
-    where = connection(deployment, ROLE, database, "session")
     try:
-        with _open(where) as db:
-            return move(db, keys, table, column)
+        with tunnel(deployment, "session") as through:
+            where = connection(deployment, ROLE, database, "session", through)
+            with _open(where) as db:
+                return move(db, keys, table, column)
     except psycopg.OperationalError as error:
         told = " ".join(str(error).split())
         raise UnhealthyError(
@@ -91,12 +92,7 @@ def move(db: psycopg.Connection[Any], keys: Ring, table: str, column: str) -> Ro
 
 def _open(where: Connection) -> psycopg.Connection[Any]:
     return psycopg.connect(
-        host=",".join(host for host, _ in where.addresses),
-        port=",".join(str(port) for _, port in where.addresses),
-        dbname=where.database,
-        user=where.role,
+        **words(where),
         password=where.password,
-        sslmode="verify-full",
-        sslrootcert=str(where.ca_file),
         autocommit=True,
     )

@@ -20,7 +20,7 @@ from pulumi.automation._stack import StackInitMode
 from pulumi.automation.errors import CommandError, ConcurrentUpdateError, StackNotFoundError
 from rich.console import Console
 
-from elsapg import stackfile
+from elsapg import process, stackfile
 from elsapg.errors import (
     DeploymentError,
     ElsapgError,
@@ -28,7 +28,7 @@ from elsapg.errors import (
     UnexpectedChangesError,
     UsageError,
 )
-from elsapg.services import lock, process, workspace
+from elsapg.services import lock, workspace
 from elsapg.services.engine import EngineCommand
 from elsapg.services.places import Places
 from elsapg.services.progress import Record, display

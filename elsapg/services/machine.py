@@ -21,9 +21,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from elsapg import stackfile
+from elsapg import process, stackfile
 from elsapg.errors import ElsapgError, MissingError
-from elsapg.services import process, workspace
+from elsapg.services import workspace
+from elsapg.services.check import Check
 from elsapg.services.places import Places, write_private
 from elsapg.settings import Settings
 from elsapg.targets.docker.daemon import BASE_IMAGE, STACK_LABEL
@@ -39,16 +40,6 @@ PULUMI_MODULE = "github.com/pulumi/pulumi/pkg/v3"
 _GIB = 1024**3
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that this machine must have."""
-
-    name: str
-    ok: bool
-    found: str
-    way_out: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,8 +97,7 @@ def examine(root: Path, stack: str) -> list[Check]:
         checks.append(Check("stack", True, f"{stack}: target {settings.target}"))
     except ElsapgError as error:
         checks.append(Check("stack", False, f"{stack}: not readable", str(error)))
-    checks.append(_pulumi(places))
-    checks.append(_launcher(places))
+    checks += _optional([_pulumi(places), _launcher(places)], settings)
     if settings is None or settings.target == "docker":
         daemon = _docker()
         checks += [daemon, _versitygw(places)]
@@ -116,9 +106,21 @@ def examine(root: Path, stack: str) -> list[Check]:
         checks += [_disk(root), _memory()]
         if settings is not None:
             checks += _ports(stack, settings)
+    if settings is not None and settings.target == "kubernetes":
+        from elsapg.services import cluster  # noqa: PLC0415 - which the docker target need not pay
+
+        checks += cluster.examine(root, stack, settings)
     if any(not check.ok and check.name in ("pulumi", "versitygw") for check in checks):
         checks.append(_go())
     return checks
+
+
+def _optional(checks: list[Check], settings: Settings | None) -> list[Check]:
+    """Pulumi need not be where manifests are rendered, and something else makes the secrets."""
+    if settings is None or settings.target == "docker" or settings.kubernetes.secrets == "pulumi":
+        return checks
+    told = "not found: `elsapg up` needs it (`elsapg render` does not)"
+    return [check if check.ok else Check(check.name, True, told) for check in checks]
 
 
 def _python() -> Check:
@@ -476,6 +478,7 @@ def install_base_image(places: Places, say: Say) -> None:
         return
     if process.find("mmdebstrap") is None:
         _apt_install(("mmdebstrap",), "mmdebstrap", say)
+    places.private.mkdir(parents=True, exist_ok=True)
     archive = places.private / "base-image.tar"
     with _step(f"making {BASE_IMAGE} with mmdebstrap", say):
         try:

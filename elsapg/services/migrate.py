@@ -97,20 +97,15 @@ def _step_json(step: Step) -> dict[str, Any]:
     }
 
 
-def connector(deployment: Deployment) -> Connect:
+def connector(deployment: Deployment, through: doors.Tunnel | None = None) -> Connect:
     """Opens a session of elsa_migrator in one of the stack's databases."""
     name = f"elsapg migrate ({_user()}@{socket.gethostname()})"
 
     def connect(database: str) -> Connection:
-        door = doors.connection(deployment, ROLE, database, "session")
+        door = doors.connection(deployment, ROLE, database, "session", through)
         return psycopg.connect(
-            host=",".join(host for host, _ in door.addresses),
-            port=",".join(str(port) for _, port in door.addresses),
-            dbname=door.database,
-            user=door.role,
+            **doors.words(door),
             password=door.password,
-            sslmode="verify-full",
-            sslrootcert=str(door.ca_file),
             connect_timeout=5,
             keepalives_idle=10,
             keepalives_interval=5,

@@ -20,7 +20,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from elsapg.services import process
+from elsapg import process
 
 # The engine's operations, as (while it runs, when it has ended, what the summary counts).
 OPERATIONS = {

@@ -74,8 +74,15 @@ def gather(deployment: Deployment) -> Status:
     status.units_down = sorted(expected - running)
     status.problems += [
         f"{name} does not run ({states[name].state if name in states else 'missing'}): "
-        f"`elsapg up --stack {deployment.stack} --refresh` brings it back"
+        + deployment.hosts.remedy(name)
         for name in status.units_down
+    ]
+    # Of kubernetes: by its gate a primary that leaves holds the pool.
+    status.problems += [
+        f"{name} does not run ({unit.state}): a drain would break transactions of its pool; "
+        + deployment.hosts.remedy(name)
+        for name, unit in sorted(states.items())
+        if name.endswith("-gate") and unit.state != "running"
     ]
     parts: list[Callable[[Deployment, Status], None]] = [_restore, _nodes, _archive, _backup]
     with concurrent.futures.ThreadPoolExecutor(max_workers=8) as pool:
@@ -128,15 +135,13 @@ def _nodes(deployment: Deployment, status: Status) -> None:
         if node.role != "leader" and node.state != "streaming":
             status.problems.append(
                 f"{node.name} is {node.state}, not streaming; if it stays so, rebuild it: "
-                f"`docker exec {deployment.hosts.physical(node.name)} patronictl -c "
-                f"{t.CONFIG_DIR}/patroni.yml reinit {t.SCOPE} {node.name} --force`"
+                f"`{_patronictl(deployment, node.name, 'reinit', '--force')}`"
             )
         if node.pending_restart:
             # One that `up` itself caused is done by it; this one somebody caused by hand.
             status.problems.append(
                 f"{node.name} needs a restart for a changed parameter: "
-                f"`docker exec {deployment.hosts.physical(node.name)} patronictl -c "
-                f"{t.CONFIG_DIR}/patroni.yml restart {t.SCOPE} {node.name} --pending --force`, "
+                f"`{_patronictl(deployment, node.name, 'restart', '--pending', '--force')}`, "
                 "standbys first"
             )
     mode = deployment.settings.postgres.synchronous
@@ -149,6 +154,12 @@ def _nodes(deployment: Deployment, status: Status) -> None:
         # After a failover, until Patroni's next loop names a standby: commits wait for nobody.
         status.synchronous = "not yet" if mode == "on" else "not yet: commits wait"
         status.problems.append("no synchronous standby now: a failover could lose commits")
+
+
+def _patronictl(deployment: Deployment, node: str, command: str, *options: str) -> str:
+    """What a person types to have Patroni do something with a node."""
+    words = ("patronictl", "-c", f"{t.CONFIG_DIR}/patroni.yml", command, t.SCOPE, node, *options)
+    return deployment.hosts.shell(node, *words)
 
 
 _ARCHIVER = (

@@ -14,6 +14,7 @@ import re
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,8 +23,8 @@ from xml.etree import ElementTree
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from elsapg import process
 from elsapg.errors import MissingError, NotDeployedError, UsageError
-from elsapg.services import process
 from elsapg.services.deployment import Deployment
 from elsapg.services.places import Places, write_private
 from elsapg.services.verify_plugin import RESULTS
@@ -76,6 +77,17 @@ class Group:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """Checks of one name that make sense on another target only: how many, and why."""
+
+    group: str
+    name: str
+    target: str
+    reason: str
+    count: int = 1
+
+
+@dataclass(frozen=True)
 class Verification:
     """What a whole run came to. `broken`: what kept checks from running at all."""
 
@@ -84,6 +96,7 @@ class Verification:
     seconds: float
     checks: tuple[Check, ...]
     broken: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -123,6 +136,7 @@ class Verification:
             "failed": len(self.failures),
             "unjudged": len(self.unjudged),
             "broken": list(self.broken),
+            "left_out": [asdict(one) for one in self.left_out],
             "checks": checks,
         }
 
@@ -166,7 +180,7 @@ def known_secrets(deployment: Deployment) -> tuple[str, ...]:
     wanted = re.compile(r"^repo1-(?:cipher-pass|s3-key-secret|s3-key)=(.+)$", re.MULTILINE)
     for unit in ("runner", *deployment.nodes):
         try:
-            done = deployment.hosts.run(unit, "cat", "/etc/elsapg/pgbackrest.conf")
+            done = deployment.hosts.run(unit, "cat", "/etc/elsapg/pgbackrest.d/secrets.conf")
         except NotDeployedError:
             continue
         found |= {match.strip() for match in wanted.findall(done.output)}
@@ -190,8 +204,8 @@ def verify(
 ) -> Verification:
     """Run the checks of `tests/infra`, all or those of the groups and names in `only`.
 
-    Raises UsageError for an unknown name, NotDeployedError when nothing of the stack runs,
-    MissingError without pytest and testinfra.
+    Raises UsageError for an unknown name or if all are for another target, NotDeployedError when
+    nothing of the stack runs, MissingError without pytest and testinfra.
     """
     folder = deployment.root / "tests" / "infra"
     targets = select(folder, only)
@@ -215,13 +229,29 @@ def verify(
         for record in records
         if record["kind"] == "result"
     )
+    left_out = _left_out(records)
+    if only and left_out and not checks:
+        one = left_out[0]
+        raise UsageError(
+            f"--only {', '.join(only)}: for target {one.target} only ({one.reason}); stack "
+            f"{deployment.stack!r} is on {deployment.settings.target}"
+        )
     broken = [redact(f"{r['name']}: {r['told']}") for r in records if r["kind"] == "broken"]
     expected = next((r["count"] for r in records if r["kind"] == "collected"), None)
     if expected is None or len({(c.group, c.label) for c in checks}) < expected:
         tail = " ".join(redact(process.printable(output)).split())[-300:]
         broken.append(f"{len(checks)} of {expected or 'no'} checks ran: {tail}")
     seconds = time.monotonic() - clock
-    return Verification(deployment.stack, started, seconds, _once(checks), tuple(broken))
+    return Verification(deployment.stack, started, seconds, _once(checks), tuple(broken), left_out)
+
+
+def _left_out(records: Iterable[Mapping[str, Any]]) -> tuple[LeftOut, ...]:
+    found = Counter(
+        LeftOut(r["group"], r["name"], r["target"], r["reason"])
+        for r in records
+        if r["kind"] == "left out"
+    )
+    return tuple(replace(one, count=count) for one, count in found.items())
 
 
 def _once(checks: Iterable[Check]) -> tuple[Check, ...]:

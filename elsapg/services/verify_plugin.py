@@ -10,7 +10,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,20 @@ def pytest_addoption() -> None:
 def _write(**record: Any) -> None:
     with Path(os.environ[RESULTS]).open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
+
+
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    """Tell which checks are for another target, and why."""
+    for item in items:
+        marker = item.get_closest_marker("target")
+        if marker is not None:
+            _write(
+                kind="left out",
+                group=_group(item),
+                name=getattr(item, "originalname", item.name),
+                target=marker.args[0],
+                reason=marker.kwargs.get("reason", ""),
+            )
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -67,7 +81,7 @@ def _result(
         todo = getattr(error, "todo", "") or "run it with --debug to see where"
         trace = report.longreprtext
     return {
-        "group": Path(str(item.path)).stem.removeprefix("test_"),
+        "group": _group(item),
         "about": _summary(module),
         "name": getattr(item, "originalname", item.name),
         "subject": callspec.id if callspec else "",
@@ -78,6 +92,10 @@ def _result(
         "trace": trace,
         "seconds": round(report.duration, 3),
     }
+
+
+def _group(item: pytest.Item) -> str:
+    return Path(str(item.path)).stem.removeprefix("test_")
 
 
 def _summary(thing: object) -> str:

@@ -22,9 +22,8 @@ from urllib.parse import unquote, urlsplit
 import yaml
 
 import elsapg
-from elsapg import stackfile
+from elsapg import process, stackfile
 from elsapg.errors import DeploymentError, MissingError, NotDeployedError, UsageError
-from elsapg.services import process
 from elsapg.services.places import Places, find_root, write_private
 
 PROJECT = "elsapg"

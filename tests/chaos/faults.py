@@ -56,22 +56,11 @@ class Healthy:
     timeline: int
 
 
-class Faults:
-    """What can happen to a stack on one machine."""
+class Subject:
+    """A stack under test on any target: who is who, what can be done to it, when it is whole."""
 
     def __init__(self, deployment: Deployment) -> None:
         self.deployment = deployment
-        self._client = docker.from_env(timeout=120)
-
-    def close(self) -> None:
-        """Let go of the Docker daemon."""
-        self._client.close()
-
-    def container(self, unit: str) -> Container:
-        """The container of a unit, as it is now."""
-        return self._client.containers.get(self.deployment.hosts.physical(unit))
-
-    # -- who is who --------------------------------------------------------------------------
 
     def views(self) -> dict[str, list[dict[str, Any]]]:
         """The cluster as each node's Patroni sees it; a node that does not answer is left out."""
@@ -80,7 +69,8 @@ class Faults:
             with contextlib.suppress(ElsapgError, docker.errors.DockerException, ValueError):
                 url = f"https://{node}:{t.PATRONI_PORT}/cluster"
                 done = self.deployment.hosts.run(node, *_CURL, url, timeout=10)
-                seen[node] = list(json.loads(done.output).get("members", []))
+                answer, _ = json.JSONDecoder().raw_decode(done.output)
+                seen[node] = list(answer.get("members", []))
         return seen
 
     def healthy(self) -> Healthy | None:
@@ -140,13 +130,63 @@ class Faults:
             timeout,
         )
 
-    # -- faults ------------------------------------------------------------------------------
-
     def kill_postmaster(self, node: str) -> None:
         """SIGKILL to the postmaster; Patroni beside it lives."""
         script = f"kill -9 $(head -n 1 {t.PGDATA}/postmaster.pid)"
         done = self.deployment.hosts.run(node, "sh", "-c", script)
         assert done.code == 0, done.output
+
+    # -- elsapg itself -----------------------------------------------------------------------
+
+    def elsapg(self, *words: str) -> subprocess.Popen[str]:
+        """The CLI in a process of its own, on this stack."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "elsapg.cli", *words, "--stack", self.deployment.stack],
+            cwd=self.deployment.root,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def switchover(self, timeout: float = 120) -> str:
+        """`elsapg switchover`; returns what it printed. Raises AssertionError when it fails."""
+        process = self.elsapg("switchover")
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        assert process.returncode == 0, f"elsapg switchover failed:\n{output}"
+        return output
+
+    def paused_pools(self) -> list[str]:
+        """The PgBouncers that are paused now.
+
+        `SHOW DATABASES` would not tell: its `paused` is about a single database's PAUSE.
+        """
+        return [
+            pooler
+            for pooler in self.deployment.poolers
+            for row in self.deployment.pooler_console(pooler, "SHOW STATE")
+            if row["key"] == "paused" and row["value"] != "no"
+        ]
+
+
+class Faults(Subject):
+    """What can happen to a stack on one machine."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        super().__init__(deployment)
+        self._client = docker.from_env(timeout=120)
+
+    def close(self) -> None:
+        """Let go of the Docker daemon."""
+        self._client.close()
+
+    def container(self, unit: str) -> Container:
+        """The container of a unit, as it is now."""
+        return self._client.containers.get(self.deployment.hosts.physical(unit))
 
     def kill_container(self, unit: str) -> None:
         """The machine under it is gone: the container is killed and stays down."""
@@ -233,42 +273,6 @@ class Faults:
             yield
         finally:
             self.start(unit)
-
-    # -- elsapg itself -----------------------------------------------------------------------
-
-    def elsapg(self, *words: str) -> subprocess.Popen[str]:
-        """The CLI in a process of its own, on this stack."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "elsapg.cli", *words, "--stack", self.deployment.stack],
-            cwd=self.deployment.root,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def switchover(self, timeout: float = 120) -> str:
-        """`elsapg switchover`; returns what it printed. Raises AssertionError when it fails."""
-        process = self.elsapg("switchover")
-        try:
-            output, _ = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise
-        assert process.returncode == 0, f"elsapg switchover failed:\n{output}"
-        return output
-
-    def paused_pools(self) -> list[str]:
-        """The PgBouncers that are paused now.
-
-        `SHOW DATABASES` would not tell: its `paused` is about a single database's PAUSE.
-        """
-        return [
-            pooler
-            for pooler in self.deployment.poolers
-            for row in self.deployment.pooler_console(pooler, "SHOW STATE")
-            if row["key"] == "paused" and row["value"] != "no"
-        ]
 
 
 @dataclass

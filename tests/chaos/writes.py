@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ class Access:
     """How a client reaches a stack's pools: by password over TLS, verifying the server."""
 
     pools: tuple[tuple[str, int], ...]
-    passwords: dict[str, str]
+    passwords: dict[str, str] = field(repr=False)
     ca_file: str
 
     def connect(
@@ -135,14 +135,17 @@ class Access:
 
 
 @contextlib.contextmanager
-def access(deployment: Deployment) -> Iterator[Access]:
-    """The stack's doors; its CA lies in a file for as long as this lasts."""
+def access(
+    deployment: Deployment, pools: Sequence[Mapping[str, Any]] | None = None
+) -> Iterator[Access]:
+    """The stack's doors (`pools`, if it has others); its CA lies in a file while this lasts."""
     outputs = deployment.outputs
     with tempfile.TemporaryDirectory(prefix="elsapg-ca-") as folder:
         ca = Path(folder) / "ca.crt"
         ca.write_text(outputs["ca"], encoding="utf-8")
-        pools = tuple((str(p["host"]), int(p["port"])) for p in outputs["pools"])
-        yield Access(pools, dict(outputs["passwords"]), str(ca))
+        doors = pools or outputs["pools"]
+        addresses = tuple((str(p["host"]), int(p["port"])) for p in doors)
+        yield Access(addresses, dict(outputs["passwords"]), str(ca))
 
 
 class ContinuousWrites:

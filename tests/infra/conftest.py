@@ -16,6 +16,7 @@ from elsapg.services.deployment import Deployment
 from elsapg.services.places import find_root
 from elsapg.targets.docker import daemon as d
 from tests.infra.facts import Backend, Containment, Facts, Unit
+from tests.infra.kubernetes_backend import Cluster, KubernetesBackend
 
 _STACK = "ELSAPG_VERIFY_STACK"
 
@@ -74,6 +75,16 @@ class DockerBackend:
                 told += [str(attributes.get("Config")), str(history)]
         return "\n".join(told)
 
+    def pool(self, pooler: str) -> tuple[str, int]:
+        found = self._deployment.outputs["pools"][self._deployment.poolers.index(pooler)]
+        return str(found["host"]), int(found["port"])
+
+    def lost(self, pooler: str) -> bool:
+        return False
+
+    def close(self) -> None:
+        pass
+
 
 def _deployment(config: pytest.Config) -> Deployment:
     stack = _stack(config)
@@ -90,7 +101,23 @@ _DEPLOYMENT = pytest.StashKey[Deployment]()
 
 def _backend(deployment: Deployment) -> Backend:
     """The one place that knows which targets can be verified."""
+    if deployment.settings.target == "kubernetes":
+        return KubernetesBackend(deployment)
     return DockerBackend(deployment)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is for another target; the report tells of it (verify_plugin)."""
+    target = _deployment(config).settings.target
+
+    def fits(item: pytest.Item) -> bool:
+        marker = item.get_closest_marker("target")
+        return marker is None or marker.args[0] == target
+
+    left_out = [item for item in items if not fits(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if fits(item)]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -124,6 +151,13 @@ def facts(deployment: Deployment) -> Iterator[Facts]:
     found = Facts(deployment, _backend(deployment))
     yield found
     found.close()
+
+
+@pytest.fixture(scope="session")
+def cluster(facts: Facts) -> Cluster:
+    """The stack's objects in a Kubernetes cluster."""
+    assert isinstance(facts.backend, KubernetesBackend)
+    return facts.backend.cluster
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """Every port of a stack, asked from inside its network: what it serves, and what it refuses.
 
-One script in a PgBouncer's unit, which has openssl, bash and psql, asks them all.
+One script in a unit that has openssl, bash and psql asks all that this unit may ask: on docker a
+PgBouncer's asks everybody; on kubernetes network policies let a node or pool ask itself, and the
+pools PostgreSQL.
 """
 
 from __future__ import annotations
@@ -8,12 +10,14 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from cryptography import x509
 
 from elsapg.definition import topology as t
-from elsapg.definition.secrets import certificate_names
+from elsapg.definition.secrets import NODES_PAIR, POOLERS_PAIR, certificate_names
+from elsapg.services.deployment import Deployment
 from elsapg.settings import Settings
 from tests.infra.facts import SEPARATOR, Facts
 
@@ -28,10 +32,16 @@ class Endpoint:
     certificate: str
     postgres: bool = False
     only_13: bool = False
+    asker: str = ""
+    """The unit that asks; any PgBouncer if empty."""
+
+    @property
+    def address(self) -> str:
+        return f"{self.host}:{self.port}"
 
     @property
     def name(self) -> str:
-        return f"{self.host}:{self.port}"
+        return f"{self.asker} itself ({self.address})" if self.host == LOCAL else self.address
 
 
 @dataclass(frozen=True)
@@ -58,8 +68,38 @@ class Answer:
         return failed[0] if failed else (told[0] if told else "no certificate was served")
 
 
+LOCAL = "localhost"
+
+
 def endpoints(settings: Settings) -> tuple[Endpoint, ...]:
     """Every port that a unit of the stack listens on."""
+    return _in_pods(settings) if settings.target == "kubernetes" else _on_docker(settings)
+
+
+def _in_pods(settings: Settings) -> tuple[Endpoint, ...]:
+    found = []
+    for node in t.node_names(settings):
+        agent = t.agent_name(node)
+        found += [
+            Endpoint(node, node, t.PG_PORT, NODES_PAIR, True, True, asker=node),
+            Endpoint(node, node, t.PATRONI_PORT, NODES_PAIR, asker=node),
+            Endpoint(agent, agent, t.AGENT_PORT, NODES_PAIR, asker=node),
+        ]
+    for name in t.pooler_names(settings):
+        found += [
+            Endpoint(name, LOCAL, t.POOL_PORT, POOLERS_PAIR, True, True, asker=name),
+            Endpoint(name, LOCAL, t.GATE_PORT, POOLERS_PAIR, only_13=True, asker=name),
+        ]
+    # A Service's own port; whose certificate is served there, another endpoint says.
+    first = t.node_names(settings)[0]
+    found += [
+        Endpoint(first, t.PRIMARY_HOST, t.PG_PORT, "", True, True),
+        Endpoint(first, t.REPLICA_HOST, t.REPLICA_PORT, "", True, True),
+    ]
+    return tuple(found)
+
+
+def _on_docker(settings: Settings) -> tuple[Endpoint, ...]:
     found = []
     for node in t.node_names(settings):
         agent = t.agent_name(node)
@@ -85,14 +125,17 @@ def endpoints(settings: Settings) -> tuple[Endpoint, ...]:
     return tuple(found)
 
 
-def names_of(settings: Settings, endpoint: Endpoint, s3: str) -> tuple[str, ...]:
-    """The names that the endpoint's certificate must hold; a stable address: its own.
-
-    `s3`: by which name a clone reaches this stack's S3.
-    """
+def names_of(deployment: Deployment, endpoint: Endpoint) -> tuple[str, ...]:
+    """The names that the endpoint's certificate must hold; a stable address: its own."""
     if not endpoint.certificate:
         return (endpoint.host,)
-    return certificate_names(settings, s3_from_outside=s3)[endpoint.certificate]
+    settings = deployment.settings
+    if settings.target == "docker":
+        # By its container's name a clone reaches this stack's S3.
+        names = certificate_names(settings, s3_from_outside=deployment.hosts.physical(t.S3_HOST))
+    else:
+        names = certificate_names(settings, t.namespace(deployment.stack, settings))
+    return names[endpoint.certificate]
 
 
 _SCRIPT = r"""
@@ -125,17 +168,25 @@ trap 'rm -rf "$work"' EXIT
 
 def ask(facts: Facts, asked: tuple[Endpoint, ...]) -> Mapping[str, Answer]:
     """What each endpoint answered, by its name."""
+    askers: dict[str, list[Endpoint]] = {}
+    for endpoint in asked:
+        askers.setdefault(endpoint.asker or facts.any_pooler, []).append(endpoint)
+    with ThreadPoolExecutor(6) as pool:
+        found = pool.map(lambda asker: _ask(facts, *asker), askers.items())
+        return {name: answer for answers in found for name, answer in answers.items()}
+
+
+def _ask(facts: Facts, asker: str, asked: list[Endpoint]) -> Mapping[str, Answer]:
     lines = [
         f"endpoint {e.host} {e.port} {shlex.quote('-starttls postgres' if e.postgres else '')}"
         for e in asked
     ]
-    host = facts.backend.host(facts.any_pooler)
-    output = host.run(_SCRIPT + "\n".join(lines)).stdout
+    output = facts.backend.host(asker).run(_SCRIPT + "\n".join(lines)).stdout
     told: dict[str, str] = {}
     for part in output.split(SEPARATOR):
         head, _, body = part.partition("\n")
         told[head] = body
     return {
-        e.name: Answer(*(told.get(f"{e.name} {kind}", "") for kind in ("13", "12", "clear")))
+        e.name: Answer(*(told.get(f"{e.address} {kind}", "") for kind in ("13", "12", "clear")))
         for e in asked
     }

@@ -30,6 +30,7 @@ Row = dict[str, Any]
 _T = TypeVar("_T")
 UID = t.UID
 SEPARATOR = "\x1e"
+REPOSITORY_SECRETS = "/etc/elsapg/pgbackrest.d/secrets.conf"
 
 
 class NotSo(AssertionError):
@@ -108,13 +109,22 @@ class Backend(Protocol):
     def image_history(self) -> str:
         """What the stack's images tell about themselves: layers, commands, environment."""
 
+    def pool(self, pooler: str) -> tuple[str, int]:
+        """Where a client of this machine reaches a pooler."""
+
+    def lost(self, pooler: str) -> bool:
+        """Whether the way there was lost, and not the pooler said no: then try again."""
+
+    def close(self) -> None: ...
+
 
 UNIT_SCRIPT = r"""
 section() { printf '\036%s\n' "$1"; }
 section self; echo $$
 section processes
-awk '/^(Name|State|Pid|PPid|Uid|CapEff|CapPrm|NoNewPrivs):/ {print FILENAME, $1, $2}' \
-  /proc/[0-9]*/status
+# grep passes by what has ended meanwhile; awk by itself would end with it, and miss all the rest.
+grep -sE '^(Name|State|Pid|PPid|Uid|CapEff|CapPrm|NoNewPrivs):' /proc/[0-9]*/status \
+  | sed 's/:/ /' | awk '{print $1, $2, $3}'
 section cmdline; grep -as '' /proc/[0-9]*/cmdline | tr '\000' ' '
 section environ; grep -as '' /proc/[0-9]*/environ | tr '\000' '\n'
 section executable
@@ -270,6 +280,11 @@ class Facts:
     backend: Backend
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(6))
 
+    @property
+    def kubernetes(self) -> bool:
+        """Whether the units are in pods."""
+        return self.deployment.settings.target == "kubernetes"
+
     @functools.cached_property
     def states(self) -> Mapping[str, Any]:
         return self.deployment.hosts.states()
@@ -399,12 +414,6 @@ class Facts:
         return dict(self.deployment.outputs["passwords"])
 
     @functools.cached_property
-    def pools(self) -> Mapping[str, tuple[str, int]]:
-        """Each pooler's address as a client of this machine reaches it."""
-        addresses = [(str(p["host"]), int(p["port"])) for p in self.deployment.outputs["pools"]]
-        return dict(zip(self.deployment.poolers, addresses, strict=False))
-
-    @functools.cached_property
     def ca_file(self) -> Path:
         with tempfile.NamedTemporaryFile("w", suffix=".crt", delete=False) as file:
             file.write(self.deployment.outputs["ca"])
@@ -426,22 +435,30 @@ class Facts:
     def connect(self, pooler: str, role: str, database: str, **options: Any) -> Any:
         """A connection through a pooler, TLS verified. The caller closes it."""
         self.need_pooler(pooler)
-        host, port = self.pools[pooler]
-        arguments: dict[str, Any] = {
-            "host": host,
-            "port": port,
-            "user": role,
-            "password": self.passwords[role],
-            "dbname": database,
-            "sslmode": "verify-full",
-            "sslrootcert": str(self.ca_file),
-            "connect_timeout": 5,
-            "gssencmode": "disable",
-            **options,
-        }
-        connection = psycopg.connect(**arguments, autocommit=True)
-        connection.prepare_threshold = None
-        return connection
+        again = 2
+        while True:
+            host, port = self.backend.pool(pooler)
+            arguments: dict[str, Any] = {
+                "host": host,
+                "port": port,
+                "user": role,
+                "password": self.passwords[role],
+                "dbname": database,
+                "sslmode": "verify-full",
+                "sslrootcert": str(self.ca_file),
+                "connect_timeout": 5,
+                "gssencmode": "disable",
+                **options,
+            }
+            try:
+                connection = psycopg.connect(**arguments, autocommit=True)
+            except psycopg.OperationalError:
+                if not again or not self.backend.lost(pooler):
+                    raise
+                again -= 1
+                continue
+            connection.prepare_threshold = None
+            return connection
 
     def attempt(self, pooler: str, role: str, database: str, **options: Any) -> str:
         """Try to log in and run a query: "" if that works, else what it was refused with."""
@@ -458,8 +475,9 @@ class Facts:
         found = {f"the password of {role}": value for role, value in self.passwords.items()}
         ring = self.deployment.outputs.get("encryption_keys", {})
         found |= {f"encryption key {name}": key for name, key in ring.get("keys", {}).items()}
+        readers = [unit for unit in ("runner", *self.deployment.nodes) if self.runs(unit)]
         for unit, command in (
-            ("runner", "cat /etc/elsapg/pgbackrest.conf"),
+            *((unit, f"cat {REPOSITORY_SECRETS}") for unit in readers[:1]),
             ("s3", "printf 's3-key='; cat /etc/elsapg/s3-secret-key; echo"),
         ):
             if not self.runs(unit):
@@ -471,6 +489,7 @@ class Facts:
         return {what: value for what, value in found.items() if len(value) > 8}
 
     def close(self) -> None:
+        self.backend.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
         if "ca_file" in self.__dict__:
             self.ca_file.unlink(missing_ok=True)

@@ -127,7 +127,7 @@ def test_the_main_door_leads_to_the_primary(facts: Facts, pooler: str) -> None:
     """The main door leads to the primary."""
     with facts.connect(pooler, "elsa_app", "elsa_runtime") as connection:
         recovery = connection.execute("SELECT pg_is_in_recovery()").fetchone()[0]
-    judge(not recovery, "it leads to a standby", "haproxy's log says which node it chose")
+    judge(not recovery, "it leads to a standby", "see where the name `primary` leads to")
 
 
 def test_the_readonly_door_leads_to_a_standby(facts: Facts, pooler: str) -> None:

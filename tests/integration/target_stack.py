@@ -16,9 +16,9 @@ import psycopg
 import yaml
 from docker.models.containers import Container
 
-from elsapg import stackfile
+from elsapg import process, stackfile
 from elsapg.definition.secrets import PASSWORD_ROLES
-from elsapg.services import connect, process, status, workspace
+from elsapg.services import connect, status, workspace
 from elsapg.services.deployment import Deployment
 from elsapg.targets.docker import daemon as d
 from tests.stacks import ROOT
@@ -177,7 +177,9 @@ class Target:
         outputs = self.deployment.outputs
         found = list(outputs["passwords"].values())
         found += outputs["encryption_keys"]["keys"].values()
-        pgbackrest = self.deployment.hosts.run("runner", "cat", "/etc/elsapg/pgbackrest.conf")
+        pgbackrest = self.deployment.hosts.run(
+            "runner", "cat", "/etc/elsapg/pgbackrest.d/secrets.conf"
+        )
         for line in pgbackrest.output.splitlines():
             key, _, value = line.partition("=")
             if key in ("repo1-s3-key", "repo1-s3-key-secret", "repo1-cipher-pass"):

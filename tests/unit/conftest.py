@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit import fake_kubectl
+
 PULUMI_VARIABLES = (
     "PULUMI_BACKEND_URL",
     "PULUMI_CONFIG_PASSPHRASE",
@@ -49,6 +51,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def fake_pulumi(project: Path) -> Path:
     """A `pulumi` in the project's own bin that knows its version and nothing else."""
     return write_command(project / ".elsapg" / "bin" / "pulumi", 'echo "v3.258.0"')
+
+
+@pytest.fixture
+def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> fake_kubectl.FakeKubectl:
+    """A `kubectl` that answers as the test says."""
+    return fake_kubectl.install(tmp_path, monkeypatch)
 
 
 def write_command(path: Path, script: str) -> Path:

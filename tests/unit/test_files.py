@@ -77,16 +77,18 @@ def test_a_name_that_a_template_does_not_get_is_an_error() -> None:
     with pytest.raises(UndefinedError, match="'name' is undefined"):
         render("etcd.yml.j2", LOCAL)
     with pytest.raises(UndefinedError, match="'secrets' is undefined"):
-        render("pgbackrest.conf.j2", LOCAL, node="pg-1")
+        render("secrets.conf.j2", LOCAL)
 
 
 @pytest.mark.parametrize("path", sorted(rendering.TEMPLATES.iterdir()), ids=lambda p: p.name)
 def test_every_template_is_used(path: Path) -> None:
     """A template that nothing renders is dead, and this list of secrets would not cover it."""
     used = {"patroni.yml", "pgbackrest.conf", "etcd.yml", "pgbouncer.ini", "haproxy.cfg"}
-    used |= {"pgbouncer_hba.conf", "source.conf"}
+    used |= {"pgbouncer_hba.conf", "secrets.conf", "source.conf"}
     assert path.name.removesuffix(".j2") in used
-    rendered = {f.path for files in (*ALL.values(), *CLONE.values()) for f in files}
+    rendered = {
+        f.path.rpartition("/")[2] for files in (*ALL.values(), *CLONE.values()) for f in files
+    }
     assert path.name.removesuffix(".j2") in rendered
 
 
@@ -104,8 +106,9 @@ def test_a_clone_knows_its_source_in_the_file_that_restoring_reads(
     assert holders == {("pg-1", "source.conf"), ("pg-2", "source.conf")}
     [source] = [f.content for f in CLONE["pg-1"] if f.path == "source.conf"]
     assert source == snapshot
-    own = [f.content for f in ALL["pg-1"] if f.path == "pgbackrest.conf"]
-    assert [f.content for f in CLONE["pg-1"] if f.path == "pgbackrest.conf"] == own
+    for name in ("pgbackrest.conf", "pgbackrest.d/secrets.conf"):
+        own = [f.content for f in ALL["pg-1"] if f.path == name]
+        assert [f.content for f in CLONE["pg-1"] if f.path == name] == own
 
 
 # -- secrets -------------------------------------------------------------------------------
@@ -126,7 +129,7 @@ def test_passwords_stand_where_roles_are_made_only(role: str) -> None:
 
 def test_the_repositorys_secrets_stand_with_who_reads_it_only() -> None:
     repository = {"pg-1", "pg-2", "pg-1-agent", "pg-2-agent", "runner", "task first-backup"}
-    conf = {(unit, "pgbackrest.conf") for unit in repository}
+    conf = {(unit, "pgbackrest.d/secrets.conf") for unit in repository}
     assert holding(CIPHER) == conf
     assert holding(S3[0]) == conf | {("s3", "s3-access-key")}
     assert holding(S3[1]) == conf | {("s3", "s3-secret-key")}

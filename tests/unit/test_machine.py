@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from elsapg import process
 from elsapg.errors import MissingError
-from elsapg.services import machine, process
+from elsapg.services import machine
 from elsapg.services.places import Places
 from tests.unit.conftest import write_command
 
@@ -104,7 +105,11 @@ def test_a_port_of_this_stack_is_no_trouble(places: Places, tmp_path: Path) -> N
 
 
 def test_a_kubernetes_stack_needs_no_docker(places: Places) -> None:
-    (places.root / "stacks/Pulumi.local.yaml").write_text("config: {elsapg:target: kubernetes}\n")
+    (places.root / "stacks/Pulumi.local.yaml").write_text(
+        "config:\n  elsapg:target: kubernetes\n"
+        "  elsapg:kubernetes: {registry: registry.example.com}\n"
+        "  elsapg:archive: {endpoint: s3.example.com}\n"
+    )
     names = {c.name for c in machine.examine(places.root, "local")}
     assert not {"docker", "versitygw", "disk"} & names
 

@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from elsapg import stackfile
 from elsapg.cli import main
 from elsapg.errors import UsageError
 from elsapg.runner import migrations
@@ -193,9 +194,9 @@ def test_only_a_lock_is_worth_another_attempt(
 
 
 def test_a_session_says_whose_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    door = SimpleNamespace(
+    door = migrate.doors.Connection(
         addresses=(("a", 1), ("b", 2)), database="elsa_runtime_session", role="elsa_migrator",
-        password="secret", ca_file=tmp_path / "ca.crt",
+        password="secret", ca_file=tmp_path / "ca.crt", via="session",
     )  # fmt: skip
     asked: list[Any] = []
     monkeypatch.setattr(migrate.doors, "connection", lambda *given: asked.append(given) or door)
@@ -206,7 +207,7 @@ def test_a_session_says_whose_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
     deployment: Any = object()
     migrate.connector(deployment)(RUNTIME)
-    assert asked == [(deployment, "elsa_migrator", RUNTIME, "session")]
+    assert asked == [(deployment, "elsa_migrator", RUNTIME, "session", None)]
     assert (made["host"], made["port"], made["sslmode"]) == ("a,b", "1,2", "verify-full")
     assert re.match(r"elsapg migrate \(\d+@", made["application_name"])
 
@@ -272,9 +273,9 @@ def row(path: Path) -> Applied:
 def answered(sql_dir: Path, monkeypatch: pytest.MonkeyPatch) -> list[Applied]:
     """The ledger that `migrate status` finds."""
     history: list[Applied] = []
-    target = SimpleNamespace(root=sql_dir.parent)
+    target = SimpleNamespace(root=sql_dir.parent, settings=stackfile.load({}, "test"))
     monkeypatch.setattr("elsapg.cli.migrate.deployment", lambda stack: target)
-    monkeypatch.setattr(migrate, "connector", lambda deployment: None)
+    monkeypatch.setattr(migrate, "connector", lambda *_: None)
     monkeypatch.setattr(migrate, "status", lambda *_: stands(sql_dir, history))
     return history
 

@@ -40,7 +40,9 @@ def as_pulumi_gives_it(config: dict[str, Any]) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "stacks").glob("*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "stacks").glob("Pulumi.*.yaml")), ids=lambda p: p.name
+)
 @pytest.mark.usefixtures("stack")
 def test_both_doors_give_the_same_settings(path: Path) -> None:
     config = yaml.safe_load(path.read_text())["config"]

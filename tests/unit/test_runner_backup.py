@@ -84,6 +84,15 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> Tool:
     return Tool(monkeypatch)
 
 
+def test_a_repository_of_another_cipher_is_told_and_not_quoted(tool: Tool) -> None:
+    tool.code = 29
+    tool.err = "ERROR: [029]: unable to load info file '/wal/archive/elsa/archive.info'\n\x07\ufffd"
+    with pytest.raises(BackupError) as caught:
+        backup.pgbackrest(CONFIG, "stanza-create")
+    assert "another cipher" in str(caught.value) and "archive.prefix" in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
 def test_a_failure_is_its_error_lines(tool: Tool) -> None:
     tool.code = 82
     tool.err = "WARN: later\nERROR: [082]: WAL segment was not archived\nHINT: look\n"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from hypothesis import given
+from hypothesis import settings as within
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
@@ -174,6 +175,7 @@ likely = st.fixed_dictionaries(
 
 
 @given(likely)
+@within(deadline=None)
 def test_any_value_loads_or_lists_its_problems(values: dict[str, Any]) -> None:
     try:
         settings = stackfile.load(values, "test")
@@ -189,6 +191,7 @@ def test_any_value_loads_or_lists_its_problems(values: dict[str, Any]) -> None:
 
 
 @given(anything)
+@within(deadline=None)
 def test_any_document_reads_or_explains_itself(document: Any) -> None:
     import tempfile
 
@@ -204,6 +207,7 @@ def test_any_document_reads_or_explains_itself(document: Any) -> None:
 
 
 @given(st.binary(max_size=200))
+@within(deadline=None)
 def test_any_bytes_read_or_explain_themselves(content: bytes) -> None:
     import tempfile
 

@@ -12,7 +12,8 @@ from elsapg import stackfile
 from elsapg.errors import NotDeployedError, UnhealthyError
 from elsapg.services import status
 from elsapg.services.backups import Backup
-from elsapg.targets.docker.hosts import Completed, UnitState
+from elsapg.targets.docker.hosts import DockerHosts
+from elsapg.targets.hosts import Completed, UnitState
 
 UNITS = (
     *("etcd-1", "s3", "pg-1", "pg-2", "pg-1-agent", "pg-2-agent"),
@@ -44,8 +45,11 @@ class Healthy:
         self.paused = "0"
         self.journal = ""
 
-    def physical(self, unit: str) -> str:
-        return f"elsapg-test-{unit}"
+    def shell(self, unit: str, *command: str) -> str:
+        return DockerHosts("test").shell(unit, *command)
+
+    def remedy(self, unit: str) -> str:
+        return DockerHosts("test").remedy(unit)
 
     def states(self) -> dict[str, UnitState]:
         return self.units

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import datetime
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
+from elsapg import stackfile
 from elsapg.cli import main
-from elsapg.errors import UsageError
+from elsapg.errors import NotDeployedError, UsageError
 from elsapg.services import verify as service
 from elsapg.services.verify import Check, Redactor, Verification
+from elsapg.targets.hosts import Completed, UnitState
+from tests.unit import kubernetes_stacks
 
 ROOT = Path(__file__).resolve().parents[2]
 INFRA = ROOT / "tests" / "infra"
@@ -190,3 +199,104 @@ def test_like_findings_are_told_once(
     told = capsys.readouterr().out
     assert told.count("It holds.") == 1
     assert "(pg-1, pg-2, pg-3, pg-4 and 2 more)" in told
+
+
+LEFT_OUT = [
+    {"kind": "left out", "group": "kubernetes", "name": "test_pods", "target": "kubernetes",
+     "reason": "they look at pods"},
+]  # fmt: skip
+
+
+def test_what_is_for_another_target_is_told_and_not_red(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left_out = service._left_out([*LEFT_OUT, *LEFT_OUT, {"kind": "collected", "count": 1}])
+    found = dataclasses.replace(verification(check()), left_out=left_out)
+    assert found.green
+    monkeypatch.setattr(service, "verify", lambda *_args, **_options: found)
+    assert main(["verify"]) == 0
+    told = capsys.readouterr().out
+    assert "left out: 2, which are for kubernetes only (they look at pods)" in told
+    assert found.as_json()["left_out"][0]["count"] == 2
+    assert "they look at pods" in service.html(found)
+
+
+class Hosts:
+    """Units that all run."""
+
+    def states(self) -> dict[str, Any]:
+        return {"pg-1": UnitState("pg-1", "running", 0)}
+
+    def run(self, unit: str, *_command: str) -> Completed:
+        if unit == "runner":
+            raise NotDeployedError("no such unit")
+        return Completed(0, "[global]\nrepo1-s3-key-secret=s3-secret\nrepo1-cipher-pass=cipher\n")
+
+
+def deployed(**settings: Any) -> Any:
+    return SimpleNamespace(
+        stack="test",
+        root=ROOT,
+        settings=stackfile.load(settings, "test"),
+        nodes=("pg-1",),
+        hosts=Hosts(),
+        outputs={"passwords": {"elsa_app": SECRET}},
+    )
+
+
+def test_only_what_is_for_another_target_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [*LEFT_OUT, {"kind": "collected", "count": 0}]
+    monkeypatch.setattr(service, "_run", lambda *_: (records, ""))
+    with pytest.raises(UsageError, match=r"for target kubernetes only .*'test' is on docker"):
+        service.verify(deployed(), ["kubernetes"])
+    # Without --only it is a run that checked nothing, and not green.
+    assert not service.verify(deployed()).green
+
+
+def test_the_secrets_are_known_where_there_is_no_runner() -> None:
+    assert set(service.known_secrets(deployed())) == {SECRET, "s3-secret", "cipher"}
+
+
+def test_a_check_for_one_target_says_which_and_why() -> None:
+    marks = [
+        node
+        for path in INFRA.glob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "target"
+    ]
+    assert marks
+    for mark in marks:
+        [target] = [a.value for a in mark.args if isinstance(a, ast.Constant)]
+        assert target in ("docker", "kubernetes")
+        assert [k.arg for k in mark.keywords] == ["reason"]
+
+
+def test_a_target_collects_its_own_checks(tmp_path: Path) -> None:
+    """By pytest itself, on a stack of each target: nothing is asked of any unit."""
+    results = {}
+    for target, values in (("docker", {}), ("kubernetes", kubernetes_stacks.LEAST)):
+        root = kubernetes_stacks.project(tmp_path / target, {"it": {**values, "target": target}})
+        path = tmp_path / f"{target}.results"
+        path.touch()
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-c", INFRA / "verify.ini", "--rootdir", ROOT,
+             "-p", "no:cacheprovider", "-p", "elsapg.services.verify_plugin", "--collect-only",
+             "-q", "--stack", "it", INFRA],
+            env={**os.environ, "ELSAPG_ROOT": str(root), "PYTHONPATH": str(ROOT),
+                 "ELSAPG_VERIFY_RESULTS": str(path)},
+            cwd=ROOT, input="{}", capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        assert not [r for r in records if r["kind"] == "broken"], done.stdout
+        results[target] = (done.stdout, {r["name"] for r in records if r["kind"] == "left out"})
+    docker, kubernetes = results["docker"], results["kubernetes"]
+    assert "test_etcd_wants_a_client_certificate" in docker[0]
+    assert "test_etcd_wants_a_client_certificate" in kubernetes[1]
+    assert "test_secrets_are_files" in kubernetes[0]
+    assert "test_secrets_are_files" in docker[1]
+    # The same checks of the databases, whatever they run on.
+    for name in ("test_every_standby_streams", "test_every_role_gets_in[pgbouncer-1]"):
+        assert name in docker[0]
+        assert name in kubernetes[0]

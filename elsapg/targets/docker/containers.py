@@ -20,6 +20,7 @@ from docker.models.containers import Container
 from elsapg.definition.topology import CONFIG_DIR, UID
 from elsapg.errors import DeploymentError
 from elsapg.targets.docker import daemon as d
+from elsapg.targets.wire import whole
 
 # What can change while a container runs; the rest of the props makes a new container.
 _IN_PLACE = frozenset(
@@ -37,18 +38,7 @@ def digest(value: object) -> str:
 def inputs(props: dict[str, Any]) -> dict[str, Any]:
     """`props` without what Pulumi or we add to it."""
     added = ("__provider", "spec", "running", "log")
-    return {k: _whole(v) for k, v in props.items() if k not in added and v is not None}
-
-
-def _whole(value: Any) -> Any:
-    """Pulumi's wire has floats only: 6432.0 is 6432."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, list):
-        return [_whole(v) for v in value]
-    if isinstance(value, dict):
-        return {k: _whole(v) for k, v in value.items()}
-    return value
+    return {k: whole(v) for k, v in props.items() if k not in added and v is not None}
 
 
 def spec(props: dict[str, Any]) -> str:

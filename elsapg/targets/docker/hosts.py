@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
-from dataclasses import dataclass
 
 from elsapg.errors import MissingError, NotDeployedError
 from elsapg.targets.docker import daemon as d
+from elsapg.targets.hosts import Completed, UnitState
 
 
 def _client() -> str:
@@ -15,23 +16,6 @@ def _client() -> str:
     if found is None:
         raise MissingError("the docker command is not on PATH: `elsapg setup` installs it")
     return found
-
-
-@dataclass(frozen=True)
-class Completed:
-    """What a command inside a unit printed, and how it ended."""
-
-    code: int
-    output: str
-
-
-@dataclass(frozen=True)
-class UnitState:
-    """A unit as Docker sees it."""
-
-    name: str
-    state: str
-    restarts: int
 
 
 class DockerHosts:
@@ -43,6 +27,13 @@ class DockerHosts:
     def physical(self, unit: str) -> str:
         """The container's name."""
         return d.physical_name(self._stack, unit)
+
+    def shell(self, unit: str, *command: str) -> str:
+        return f"docker exec {self.physical(unit)} {shlex.join(command)}"
+
+    def remedy(self, unit: str) -> str:
+        del unit  # one command brings back whatever is missing
+        return f"`elsapg up --stack {self._stack} --refresh` brings it back"
 
     def run(self, unit: str, *command: str, timeout: int = 60) -> Completed:
         """Run a command in a unit; standard output and error together.
@@ -71,6 +62,10 @@ class DockerHosts:
             text=True,
             bufsize=1,
         )
+
+    def task(self, *command: str, timeout: int = 3600) -> Completed:
+        """In the runner, which waits for its schedule meanwhile."""
+        return self.run("runner", "python3", "-m", "elsapg.runner", *command, timeout=timeout)
 
     def states(self) -> dict[str, UnitState]:
         """Every container of the stack by unit name, running or not."""

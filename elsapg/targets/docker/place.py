@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import pulumi
@@ -30,6 +29,7 @@ CONTEXTS: Mapping[str, tuple[str, ...]] = {
     "postgres": (
         "images/bin/found-cluster",
         "images/bin/handover",
+        "images/bin/reload-on-change",
         "images/bin/restore-step",
         "images/bin/wal-get",
         "elsapg/__init__.py",
@@ -37,6 +37,7 @@ CONTEXTS: Mapping[str, tuple[str, ...]] = {
         "elsapg/runner/__init__.py",
         "elsapg/runner/archive.py",
         "elsapg/runner/found.py",
+        "elsapg/runner/gates.py",
         "elsapg/runner/handover.py",
         "elsapg/runner/patroni.py",
         "elsapg/runner/pgbackrest.py",
@@ -45,7 +46,7 @@ CONTEXTS: Mapping[str, tuple[str, ...]] = {
         "elsapg/runner/target.py",
     ),
     "haproxy": (),
-    "pgbouncer": ("images/bin/pool-gate",),
+    "pgbouncer": ("images/bin/gate", "images/bin/pool-gate", "images/bin/reload-on-change"),
     "runner": ("elsapg/__init__.py", "elsapg/errors.py", "elsapg/runner", "bootstrap_sql"),
 }
 
@@ -181,7 +182,7 @@ def _volumes(stack: str, settings: Settings, units: tuple[t.Unit, ...]) -> dict[
 def _files(secrets: pulumi.Output[Secrets], render: Any) -> pulumi.Output[list[dict[str, Any]]]:
     def rendered(known: Secrets) -> list[dict[str, Any]]:
         files: tuple[File, ...] = render(known)
-        return [asdict(file) for file in files]
+        return [{"path": f.path, "content": f.content, "mode": f.mode} for f in files]
 
     return secrets.apply(rendered)
 

@@ -264,13 +264,26 @@ class _ImageProvider(ResourceProvider):
 
     @staticmethod
     def _have(props: dict[str, Any]) -> dict[str, Any]:
-        tag = f"{d.PREFIX}/{props['target']}:{props['context']}"
         with d.daemon() as client:
-            try:
-                image = client.images.get(tag)
-            except docker.errors.ImageNotFound:
-                image = _build(client, props, tag)
-            return {**props, "image_id": image.id, "tag": tag}
+            revision = props.get("revision") or ""
+            image = ensure_image(client, props["target"], props["context"], props["base"], revision)
+            return {**props, "image_id": image.id, "tag": _tag(props["target"], props["context"])}
+
+
+def _tag(target: str, context: str) -> str:
+    return f"{d.PREFIX}/{target}:{context}"
+
+
+def ensure_image(
+    client: docker.DockerClient, target: str, context: str, base: str, revision: str
+) -> Any:
+    """A target of `images/Dockerfile` as an image, built unless its content is there."""
+    tag = _tag(target, context)
+    try:
+        return client.images.get(tag)
+    except docker.errors.ImageNotFound:
+        props = {"target": target, "base": base, "revision": revision}
+        return _build(client, props, tag)
 
 
 def _build(client: docker.DockerClient, props: dict[str, Any], tag: str) -> Any:

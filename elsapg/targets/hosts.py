@@ -1,0 +1,56 @@
+"""Where a stack's units run, as all that operates them sees it: the same for every target."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Completed:
+    """What a command inside a unit printed, and how it ended."""
+
+    code: int
+    output: str
+
+
+@dataclass(frozen=True)
+class UnitState:
+    """A unit as the engine sees it. `state`: one word, `running` if it runs."""
+
+    name: str
+    state: str
+    restarts: int
+
+
+class Hosts(Protocol):
+    """The units of one stack, by their names."""
+
+    def physical(self, unit: str) -> str:
+        """What the engine calls it."""
+
+    def shell(self, unit: str, *command: str) -> str:
+        """What a person types to run a command in a unit."""
+
+    def remedy(self, unit: str) -> str:
+        """What to do about a unit that does not run, as half a sentence."""
+
+    def run(self, unit: str, *command: str, timeout: int = 60) -> Completed:
+        """Run a command in a unit; standard output and error together.
+
+        Raises NotDeployedError when the unit does not run.
+        """
+
+    def converse(self, unit: str, *command: str) -> subprocess.Popen[str]:
+        """Start a command in a unit with pipes to its standard input and output.
+
+        When this process dies, the command's input ends: that is how it knows.
+        """
+
+    def task(self, *command: str, timeout: int = 3600) -> Completed:
+        """Run one of the runner's commands (`backup`, …) to its end, where the runner is."""
+
+    def states(self) -> Mapping[str, UnitState]:
+        """Every unit of the stack by its name, running or not."""

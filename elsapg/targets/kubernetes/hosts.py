@@ -1,0 +1,281 @@
+"""Runs commands inside a stack's pods, says which of them run, and runs the runner's tasks.
+
+A unit's name leads to a pod and a container of it: `pg-1` and `pg-1-agent` are two containers of
+pod pg-1; `pgbouncer-1` is the first of the pools' pods, by name. There is no runner that waits for
+work: a task is a Job, made as the backups' CronJob would make it, and gone when it has ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import secrets
+import subprocess
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from elsapg.definition import topology as t
+from elsapg.errors import ElsapgError, MissingError, NotDeployedError, UnhealthyError
+from elsapg.settings import Settings
+from elsapg.targets.hosts import Completed, UnitState
+from elsapg.targets.kubernetes.kubectl import Kubectl
+
+COMPONENT = "app.kubernetes.io/component"
+NODES, POOLERS = "pg", "pgbouncer"
+GATE = "gate"
+TASKS_LIKE = "backup-incremental"
+STARTS_WITHIN_S = 120
+FRESH_S = 1.0
+# What does not come right by waiting.
+_HOPELESS = ("InvalidImageName", "CreateContainerConfigError", "ErrImageNeverPull")
+
+Pod = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A container of a pod."""
+
+    pod: str
+    container: str
+
+
+class KubernetesHosts:
+    """The pods of one stack."""
+
+    def __init__(self, stack: str, settings: Settings) -> None:
+        self._stack = stack
+        self._settings = settings
+        self.kubectl = Kubectl(stack, t.namespace(stack, settings), settings.kubernetes.context)
+        self._turn = threading.Lock()
+        self._seen: tuple[float, list[Pod]] = (-FRESH_S, [])
+
+    # -- where ---------------------------------------------------------------------------------
+
+    def physical(self, unit: str) -> str:
+        """The pod's name."""
+        return self.spot(unit).pod
+
+    def spot(self, unit: str) -> Spot:
+        """The container of a unit. Raises NotDeployedError for a pool that has no pod."""
+        if unit in t.node_names(self._settings):
+            return Spot(unit, "postgres")
+        if unit.endswith("-agent"):
+            return Spot(unit.removesuffix("-agent"), "agent")
+        names = t.pooler_names(self._settings)
+        pods = _poolers(self._pods()) if unit in names else []
+        for name, pod in zip(names, pods, strict=False):
+            if name == unit:
+                return Spot(_name(pod), POOLERS)
+        raise NotDeployedError(
+            f"{unit} of stack {self._stack!r} does not run: "
+            f"`elsapg status --stack {self._stack}` says what does"
+        )
+
+    def shell(self, unit: str, *command: str) -> str:
+        spot = self.spot(unit)
+        return self.kubectl.line("exec", spot.pod, "-c", spot.container, "--", *command)
+
+    def remedy(self, unit: str) -> str:
+        if unit.startswith(POOLERS):
+            what: tuple[str, ...] = ("pods", "-l", f"{COMPONENT}={POOLERS}")
+        else:
+            what = ("pod", self.physical(unit))
+        return f"`{self.kubectl.line('describe', *what)}` says why"
+
+    # -- commands ------------------------------------------------------------------------------
+
+    def run(self, unit: str, *command: str, timeout: int = 60) -> Completed:
+        try:
+            return self._run(unit, command, timeout)
+        except NotDeployedError:
+            if unit not in t.pooler_names(self._settings):
+                raise
+        # A pool's pod has a name of its own: the one that we knew may have been replaced.
+        self._seen = (-FRESH_S, [])
+        return self._run(unit, command, timeout)
+
+    def _run(self, unit: str, command: tuple[str, ...], timeout: int) -> Completed:
+        spot = self.spot(unit)
+        done = self.kubectl.inside(spot.pod, spot.container, command, timeout)
+        return Completed(done.code, done.stdout + done.stderr)
+
+    def converse(self, unit: str, *command: str) -> subprocess.Popen[str]:
+        spot = self.spot(unit)
+        return self.kubectl.start(
+            "exec", "--stdin", spot.pod, f"--container={spot.container}", "--", *command,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    # -- states --------------------------------------------------------------------------------
+
+    def states(self) -> dict[str, UnitState]:
+        """Every unit with a pod; also each pool's gate, as `pgbouncer-1-gate`.
+
+        Raises NotDeployedError when there is no such namespace: a list of pods would be empty.
+        """
+        pods = self._pods()
+        states: dict[str, UnitState] = {}
+        for pod in pods:
+            if _component(pod) == NODES:
+                for container, unit in (("postgres", _name(pod)), ("agent", f"{_name(pod)}-agent")):
+                    states[unit] = _state(unit, pod, container)
+        for number, pod in enumerate(_poolers(pods)):
+            unit = f"{POOLERS}-{number + 1}"
+            states[unit] = _state(unit, pod, POOLERS)
+            states[f"{unit}-{GATE}"] = _state(f"{unit}-{GATE}", pod, GATE)
+        return states
+
+    def _pods(self) -> list[Pod]:
+        """The stack's pods, at most a moment old: one look asks for them many times."""
+        with self._turn:
+            if time.monotonic() - self._seen[0] > FRESH_S:
+                found = self.kubectl.json("get", "pods", "--selector=app.kubernetes.io/name=elsapg")
+                if not found["items"]:
+                    self._check_namespace()
+                self._seen = (time.monotonic(), found["items"])
+            return self._seen[1]
+
+    def _check_namespace(self) -> None:
+        """Raise NotDeployedError if it is not there: of an absent one, kubectl lists no pods."""
+        # Who may see the pods need not be allowed to see namespaces.
+        with contextlib.suppress(MissingError):
+            self.kubectl.run("get", "namespace", self.kubectl.namespace)
+
+    # -- the runner's tasks --------------------------------------------------------------------
+
+    def task(self, *command: str, timeout: int = 3600) -> Completed:
+        """Run it as a Job of its own, which is deleted whatever happens."""
+        like = self.kubectl.json("get", "cronjob", TASKS_LIKE)
+        name = f"task-{command[0]}-{secrets.token_hex(4)}"
+        job = _job(name, like, command, timeout)
+        try:
+            self.kubectl.run("create", "--filename=-", stdin=json.dumps(job))
+            pod, code = self._end(name, timeout)
+            container = job["spec"]["template"]["spec"]["containers"][0]["name"]
+            output = self.kubectl.run("logs", pod, f"--container={container}")
+            return Completed(code, output)
+        finally:
+            self.kubectl.run("delete", "job", name, "--ignore-not-found", "--wait=false")
+
+    def _end(self, job: str, timeout: int) -> tuple[str, int]:
+        """Wait for a Job's one pod to end: its name and exit code."""
+        began = time.monotonic()
+        limit = min(STARTS_WITHIN_S, timeout)
+        while True:
+            watch = ("get", "pods", f"--selector=job-name={job}", "--watch", f"--output={_EVENT}")
+            with self.kubectl.follow(*watch) as follower:
+                while True:
+                    try:
+                        line = follower.line(began + limit - time.monotonic())
+                    except TimeoutError:
+                        raise UnhealthyError(
+                            f"{job} did not {'start' if limit < timeout else 'end'} within "
+                            f"{limit} s{self._warned(job)}"
+                        ) from None
+                    if line is None:
+                        break
+                    name, phase, waiting, code = line.split("|")
+                    if phase in ("Succeeded", "Failed"):
+                        # One that ran into its deadline may have ended by itself, with 0.
+                        return name, int(code or 0) or int(phase == "Failed")
+                    if waiting in _HOPELESS:
+                        raise UnhealthyError(f"{job} cannot start: {waiting}{self._warned(job)}")
+                    if phase == "Running":
+                        limit = timeout
+            # The server ends a watch now and then; if it was something else, this says what.
+            self.kubectl.run("get", "job", job)
+
+    def _warned(self, job: str) -> str:
+        """The cluster's last warning about a Job or its pod."""
+        try:
+            found = self.kubectl.json("get", "events", "--field-selector=type=Warning")
+        except ElsapgError:
+            return ""
+        about = [e for e in found["items"] if e["involvedObject"].get("name", "").startswith(job)]
+        return f": {' '.join(about[-1]['message'].split())[:300]}" if about else ""
+
+
+# Not by tabs: kubectl makes columns of those.
+_EVENT = (
+    'jsonpath={.metadata.name}{"|"}{.status.phase}{"|"}'
+    '{.status.containerStatuses[0].state.waiting.reason}{"|"}'
+    '{.status.containerStatuses[0].state.terminated.exitCode}{"\\n"}'
+)
+
+
+def _job(
+    name: str, like: Mapping[str, Any], command: tuple[str, ...], timeout: int
+) -> dict[str, Any]:
+    """A Job as the CronJob would make it, for another command.
+
+    Not the CronJob's own: it would count it among its runs, and hold the next one back.
+    """
+    template: dict[str, Any] = copy.deepcopy(like["spec"]["jobTemplate"])
+    metadata, spec = template.get("metadata", {}), template["spec"]
+    [container] = spec["template"]["spec"]["containers"]
+    container["args"] = list(command)
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {**metadata, "name": name},
+        "spec": {
+            **spec,
+            "backoffLimit": 0,
+            "activeDeadlineSeconds": timeout,
+            # Should whoever waits for it be killed before it could delete it.
+            "ttlSecondsAfterFinished": 300,
+        },
+    }
+
+
+def _name(pod: Pod) -> str:
+    return str(pod["metadata"]["name"])
+
+
+def _component(pod: Pod) -> str:
+    return str(pod["metadata"].get("labels", {}).get(COMPONENT, ""))
+
+
+def _poolers(pods: list[Pod]) -> list[Pod]:
+    """The pools' pods, without those that are on their way out, or were evicted."""
+    found = (
+        pod
+        for pod in pods
+        if _component(pod) == POOLERS
+        and not pod["metadata"].get("deletionTimestamp")
+        and pod["status"].get("phase") not in ("Failed", "Succeeded")
+    )
+    return sorted(found, key=_name)
+
+
+def _state(unit: str, pod: Pod, container: str) -> UnitState:
+    every = {c["name"]: c for c in pod["status"].get("containerStatuses", [])}
+    own = every.get(container, {})
+    return UnitState(unit, _word(pod, own.get("state", {})), int(own.get("restartCount", 0)))
+
+
+def _word(pod: Pod, state: Mapping[str, Any]) -> str:
+    status = pod["status"]
+    if "running" in state:
+        if pod["metadata"].get("deletionTimestamp"):
+            return "terminating"
+        return "unreachable" if _lost(status) else "running"
+    for kind in ("waiting", "terminated"):
+        if kind in state:
+            return str(state[kind].get("reason") or kind)
+    for condition in status.get("conditions", []):
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return str(condition.get("reason") or "Unschedulable")
+    return str(status.get("reason") or status.get("phase") or "unknown")
+
+
+def _lost(status: Mapping[str, Any]) -> bool:
+    """Whether the pod's machine has not been heard of: then the control plane, not the kubelet,
+    says that the pod is not ready, and knows nothing new of its containers."""
+    ready = {c["type"]: c["status"] for c in status.get("conditions", [])}.get("Ready")
+    return ready == "False" and all(c["ready"] for c in status.get("containerStatuses", []))

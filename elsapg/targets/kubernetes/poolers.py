@@ -1,0 +1,133 @@
+"""PgBouncer: a Deployment, its Services, and beside each a gate by which a primary that leaves
+holds the pool for as long as the change takes.
+"""
+
+from __future__ import annotations
+
+import pulumi
+
+from elsapg.definition import topology as t
+from elsapg.definition.files import files_for
+from elsapg.targets.kubernetes import pods
+from elsapg.targets.kubernetes.foundation import POOLERS
+from elsapg.targets.kubernetes.nodes import disruption_budget
+from elsapg.targets.kubernetes.objects import Component, Manifest, Place, selector
+
+GATE = "gate"
+PODS_SERVICE = "pgbouncer-pods"
+
+
+class Poolers(Component):
+    """Deployment, Services and disruption budget of the pools."""
+
+    def __init__(self, place: Place, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("poolers", place, opts)
+        files = files_for(t.pooler_names(place.settings)[0], place.settings, pods.NO_SECRETS)
+        before = [self.add(pods.config_map(place, POOLERS, POOLERS, files))]
+        before += [self.add(service) for service in _services(place)]
+        self.add(_deployment(place), pulumi.ResourceOptions(depends_on=before))
+        self.add(disruption_budget(place, POOLERS))
+        self.done()
+
+
+def _services(place: Place) -> list[Manifest]:
+    k = place.settings.kubernetes
+    pool = {"name": "pgbouncer", "port": t.POOL_PORT, "targetPort": t.POOL_PORT}
+    gate = {"name": GATE, "port": t.GATE_PORT, "targetPort": t.GATE_PORT}
+    chosen = selector(POOLERS)
+    service: Manifest = {"type": k.pool_service_type, "selector": chosen, "ports": [pool]}
+    if k.pool_service_type == "LoadBalancer" and k.application_cidrs:
+        service["loadBalancerSourceRanges"] = list(k.application_cidrs)
+    return [
+        place.manifest("v1", "Service", POOLERS, POOLERS, k.pool_service_annotations, spec=service),
+        # By its addresses a primary finds every pool, also one that is not ready.
+        place.manifest(
+            "v1",
+            "Service",
+            PODS_SERVICE,
+            POOLERS,
+            spec={
+                "clusterIP": "None",
+                "publishNotReadyAddresses": True,
+                "selector": chosen,
+                "ports": [pool, gate],
+            },
+        ),
+    ]
+
+
+def _deployment(place: Place) -> Manifest:
+    spec = {
+        "replicas": place.settings.pooler.instances,
+        "revisionHistoryLimit": 5,
+        # Never one more than there may be: their connections must fit into PostgreSQL's.
+        "strategy": {
+            "type": "RollingUpdate",
+            "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1},
+        },
+        "selector": {"matchLabels": selector(POOLERS)},
+        "template": _pod(place),
+    }
+    return place.manifest("apps/v1", "Deployment", POOLERS, POOLERS, spec=spec)
+
+
+def _pod(place: Place) -> Manifest:
+    settings = place.settings
+    first = t.pooler_names(settings)[0]
+    [unit] = [u for u in t.units(settings) if u.name == first]
+    files = files_for(first, settings, pods.NO_SECRETS)
+    assert unit.memory_mb is not None
+    folders = {POOLERS: [p for p in unit.tmpfs if p != "/run/pgbouncer"], GATE: ["/tmp"]}
+    tmp = {name: pods.scratch(name, paths) for name, paths in folders.items()}
+    mounts = {
+        name: [
+            pods.mount(pods.CONFIG_VOLUME, t.CONFIG_DIR, read_only=True),
+            # Its admin console is a Unix socket, which lets in its own user alone.
+            pods.mount("run", "/run/pgbouncer"),
+            *(pods.mount(volume, path) for volume, path in found.items()),
+        ]
+        for name, found in tmp.items()
+    }
+    # A pool that was held goes on when its own pod, too, sees the new primary.
+    variables = pods.environment({**unit.env, "ELSAPG_AWAIT_PRIMARY": "1"})
+    answers = {"tcpSocket": {"port": t.POOL_PORT}}
+    pool = pods.container(
+        POOLERS,
+        place.images[unit.image],
+        mounts[POOLERS],
+        pods.resources(unit.memory_mb, 0.25, 2),
+        command=pods.reloading(unit),
+        env=variables,
+        ports=[{"name": POOLERS, "containerPort": t.POOL_PORT, "protocol": "TCP"}],
+        startupProbe={**answers, "periodSeconds": 1, "failureThreshold": 60},
+        readinessProbe={**answers, "periodSeconds": 2, "failureThreshold": 2},
+        livenessProbe={**answers, "periodSeconds": 10, "failureThreshold": 3},
+        # New clients come until every machine knows that this pod goes, which nobody can see from
+        # in here. Then running transactions end, before anybody is told to stop at once.
+        lifecycle={"preStop": {"exec": {"command": ["sh", "-c", _STOP]}}},
+    )
+    gate = pods.container(
+        GATE,
+        place.images[unit.image],
+        mounts[GATE],
+        pods.resources(96, 0.02, 1),
+        command=["reload-on-change", "HUP", "--", "gate"],
+        env=variables,
+        ports=[{"name": GATE, "containerPort": t.GATE_PORT, "protocol": "TCP"}],
+    )
+    return pods.pod(
+        place,
+        POOLERS,
+        POOLERS,
+        [pool, gate],
+        [
+            pods.config_volume(files, POOLERS),
+            pods.empty("run"),
+            *(pods.empty(volume) for found in tmp.values() for volume in found),
+        ],
+        terminationGracePeriodSeconds=60,
+        **pods.spread(POOLERS, "preferred"),
+    )
+
+
+_STOP = "sleep 5; kill -INT 1; exec tail -f /dev/null --pid=1"

@@ -1,0 +1,132 @@
+"""What runs and ends: the bootstrap (configuration, SQL, first backup), and backups by schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pulumi
+
+from elsapg.definition import topology as t
+from elsapg.definition.files import File, files_for, task_files
+from elsapg.targets.kubernetes import pods
+from elsapg.targets.kubernetes.foundation import RUNNER
+from elsapg.targets.kubernetes.objects import Component, Manifest, Place, digest
+
+_FOLDERS = ("/tmp", "/var/spool/pgbackrest", "/var/log/pgbackrest")
+_MEMORY_MB = 512
+# A backup that was due while the cluster's control plane was away is still taken within this.
+_LATE_S = 6 * 3600
+
+
+class Runner(Component):
+    """The bootstrap Job and the backups' CronJobs."""
+
+    def __init__(self, place: Place, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("runner", place, opts)
+        files = files_for("runner", place.settings, pods.NO_SECRETS)
+        config = self.add(pods.config_map(place, RUNNER, RUNNER, files))
+        for name, kind, schedule in _schedules(place):
+            self.add(
+                _cron_job(place, name, kind, schedule, files),
+                pulumi.ResourceOptions(depends_on=[config]),
+            )
+        before = [self.add(manifest) for manifest in _task_maps(place)]
+        self.bootstrap = self.add(
+            bootstrap_manifest(place),
+            pulumi.ResourceOptions(
+                depends_on=before,
+                custom_timeouts=pulumi.CustomTimeouts(create="40m"),
+            ),
+            name="job-bootstrap",
+        )
+        self.done()
+
+
+def _schedules(place: Place) -> tuple[tuple[str, str, str], ...]:
+    archive = place.settings.archive
+    return (
+        ("backup-full", "full", archive.full_schedule),
+        ("backup-incremental", "incr", archive.incremental_schedule),
+    )
+
+
+def _cron_job(place: Place, name: str, kind: str, schedule: str, files: Sequence[File]) -> Manifest:
+    run = _container(place, RUNNER, ("backup", kind), pods.CONFIG_VOLUME)
+    job = {
+        "backoffLimit": 2,
+        "template": _pod(place, [run], [pods.config_volume(files, RUNNER)]),
+    }
+    spec = {
+        "schedule": schedule,
+        "timeZone": "Etc/UTC",
+        "concurrencyPolicy": "Forbid",
+        "startingDeadlineSeconds": _LATE_S,
+        "successfulJobsHistoryLimit": 3,
+        "failedJobsHistoryLimit": 3,
+        "jobTemplate": {"metadata": {"labels": place.labels(RUNNER)}, "spec": job},
+    }
+    return place.manifest("batch/v1", "CronJob", name, RUNNER, spec=spec)
+
+
+def _task_maps(place: Place) -> list[Manifest]:
+    """The plain files of each task: a ConfigMap by its name."""
+    return [
+        pods.config_map(place, task.name, RUNNER, _task_files(place, task))
+        for task in t.tasks(place.settings)
+    ]
+
+
+def _task_files(place: Place, task: t.Task) -> tuple[File, ...]:
+    return task_files(task.name, place.settings, pods.NO_SECRETS)
+
+
+def bootstrap_manifest(place: Place) -> Manifest:
+    """The tasks in their order. Each sees only its own files: the superuser's key ends with the
+    task that needs it.
+
+    A Job never changes: another image (with the SQL in it) or configuration is another Job.
+    """
+    tasks = t.tasks(place.settings)
+    names = {task.name: f"config-{task.name}" for task in tasks}
+    volumes = [pods.config_volume(_task_files(place, k), k.name, names[k.name]) for k in tasks]
+    runs = [_container(place, k.name, k.command, names[k.name]) for k in tasks]
+    spec = {
+        "backoffLimit": 6,
+        "activeDeadlineSeconds": 2 * sum(k.timeout_s for k in tasks),
+        "template": _pod(place, runs[-1:], volumes, initContainers=runs[:-1]),
+    }
+    name = f"bootstrap-{digest([spec, [m['data'] for m in _task_maps(place)]])}"
+    return place.manifest("batch/v1", "Job", name, RUNNER, spec=spec)
+
+
+def _container(place: Place, name: str, arguments: Sequence[str], config: str) -> Manifest:
+    mounts = [pods.mount(config, t.CONFIG_DIR, read_only=True)]
+    mounts += [pods.mount(volume, path) for volume, path in _scratch().items()]
+    return pods.container(
+        name,
+        place.images["runner"],
+        mounts,
+        pods.resources(_MEMORY_MB, 0.1, 2),
+        args=list(arguments),
+    )
+
+
+def _scratch() -> dict[str, str]:
+    return pods.scratch("runner", _FOLDERS)
+
+
+def _pod(
+    place: Place, containers: Sequence[Manifest], volumes: Sequence[Manifest], **more: Any
+) -> Manifest:
+    return pods.pod(
+        place,
+        RUNNER,
+        RUNNER,
+        containers,
+        [*volumes, *(pods.empty(volume) for volume in _scratch())],
+        # A pod that failed stays, with what it said.
+        restartPolicy="Never",
+        terminationGracePeriodSeconds=30,
+        **more,
+    )

@@ -1,0 +1,94 @@
+"""The primary goes, or is asked to: nothing acknowledged is lost, what is planned fails nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.chaos.faults import Healthy
+from tests.chaos.writes import ContinuousWrites
+from tests.kubernetes.faults import KubernetesFaults
+
+pytestmark = [pytest.mark.kubernetes, pytest.mark.slow]
+
+UnderWrites = Callable[..., Any]
+
+
+def test_postmaster_killed(faults: KubernetesFaults, under_writes: UnderWrites) -> None:
+    def act(state: Healthy, writes: ContinuousWrites) -> None:
+        faults.kill_postmaster(state.leader)
+        writes.wait_for_errors(1)
+        writes.wait_for_progress()
+
+    under_writes(act)
+
+
+def test_primary_pod_force_deleted(faults: KubernetesFaults, under_writes: UnderWrites) -> None:
+    """The API server forgets the pod at once; its kubelet stops it all the same, handover first."""
+
+    def act(state: Healthy, writes: ContinuousWrites) -> None:
+        faults.delete_pod(state.leader, force=True)
+        faults.wait_leader_other_than(state.leader)
+        writes.wait_for_progress()
+
+    under_writes(act)
+
+
+def test_switchover(faults: KubernetesFaults, under_writes: UnderWrites) -> None:
+    """`elsapg switchover`: nobody sees more than a short wait."""
+
+    def act(_state: Healthy, writes: ContinuousWrites) -> None:
+        faults.switchover()
+        writes.wait_for_progress()
+
+    before = faults.wait_healthy()
+    report, after = under_writes(act)
+    assert report.errors == 0, report.summary()
+    assert after.leader != before.leader
+    assert faults.paused_pools() == []
+
+
+def test_primary_pod_deleted(faults: KubernetesFaults, under_writes: UnderWrites) -> None:
+    """An ordinary delete, as an eviction: the pod hands over before it stops."""
+
+    def act(state: Healthy, writes: ContinuousWrites) -> None:
+        faults.delete_pod(state.leader)
+        faults.wait_leader_other_than(state.leader)
+        writes.wait_for_progress()
+
+    before = faults.wait_healthy()
+    report, after = under_writes(act)
+    assert report.errors == 0, report.summary()
+    assert after.leader != before.leader
+
+
+def test_node_drained(faults: KubernetesFaults, under_writes: UnderWrites) -> None:
+    """`kubectl drain` of the primary's node: no transaction fails."""
+
+    def act(state: Healthy, writes: ContinuousWrites) -> None:
+        with faults.node_drained(faults.stack.machine(state.leader)):
+            faults.wait_leader_other_than(state.leader)
+            writes.wait_for_progress()
+
+    before = faults.wait_healthy()
+    report, after = under_writes(act)
+    assert report.errors == 0, report.summary()
+    assert after.leader != before.leader
+    assert faults.paused_pools() == []
+
+
+def test_node_lost(faults: KubernetesFaults, under_writes: UnderWrites) -> None:
+    """The primary's machine is gone, and nobody could say goodbye."""
+    if not faults.stack.cluster.ours:
+        pytest.skip("KUBECONFIG names a cluster whose machines are not ours to kill")
+
+    def act(state: Healthy, writes: ContinuousWrites) -> None:
+        with faults.node_lost(faults.stack.machine(state.leader)):
+            faults.wait_leader_other_than(state.leader)
+            writes.wait_for_everyone()
+
+    before = faults.wait_healthy()
+    _, after = under_writes(act)
+    assert after.leader != before.leader

@@ -1,0 +1,356 @@
+"""The shell scripts of the images, run as they are: `psql` is a stand-in that writes down."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from elsapg.runner.gates import Gate, GateError, tls_context
+from tests.unit.conftest import write_command
+from tests.unit.test_gates import CA, STRANGER, write_pair
+
+BIN = Path(__file__).resolve().parents[2] / "images" / "bin"
+
+
+def eventually(found: Callable[[], object], seconds: float = 5) -> object:
+    deadline = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.02)
+    return value
+
+
+# -- reload-on-change ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A projected volume: its files are behind a link that is exchanged."""
+    folder = tmp_path / "etc"
+    (folder / "..one").mkdir(parents=True)
+    (folder / "..two").mkdir()
+    (folder / "..data").symlink_to("..one")
+    return folder
+
+
+def exchange(folder: Path, to: str) -> None:
+    (folder / "..new").symlink_to(to)
+    (folder / "..new").replace(folder / "..data")
+
+
+@contextlib.contextmanager
+def reloading(config: Path, script: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [BIN / "reload-on-change", "HUP", "--", "sh", "-c", script],
+        env={**os.environ, "ELSAPG_CONFIG_DIR": str(config), "ELSAPG_LOOK_EVERY_S": "0.1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+SERVICE = "trap 'echo reloaded' HUP; echo up $$; while :; do sleep 0.05; done"
+
+
+def test_a_change_of_files_reloads_and_nothing_else_does(config: Path) -> None:
+    with reloading(config, SERVICE) as process:
+        assert process.stdout is not None
+        # The command has taken the place of what started it.
+        assert process.stdout.readline() == f"up {process.pid}\n"
+        time.sleep(0.5)
+        exchange(config, "..two")
+        # Twice: the first signal finds a command that still starts without a handler.
+        assert process.stdout.readline() == "reloaded\n"
+        assert process.stdout.readline() == "reloaded\n"
+        time.sleep(0.5)
+        process.terminate()
+        process.wait(5)
+        # The watcher holds the pipe as well: its end is the watcher's end.
+        assert process.stdout.read() == ""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_signals_reach_the_command_itself(config: Path, name: str) -> None:
+    script = "trap 'exit 7' TERM INT; echo up; while :; do sleep 0.05; done"
+    with reloading(config, script) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.Signals[name])
+        assert process.wait(5) == 7
+
+
+def test_its_end_is_the_commands_and_the_watcher_goes_too(config: Path) -> None:
+    with reloading(config, "echo up; exit 3") as process:
+        assert process.wait(5) == 3
+        assert process.stdout is not None
+        assert process.stdout.read() == "up\n"
+
+
+def test_wrong_words_are_refused() -> None:
+    done = subprocess.run(
+        [BIN / "reload-on-change", "HUP", "true"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr[:6]) == (64, "usage:")
+
+
+# -- pool-gate -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def psql(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The log of what `psql` was asked; `wrong-primary` and `busy` beside it make it fail."""
+    log = tmp_path / "asked"
+    log.touch()
+    write_command(
+        tmp_path / "bin" / "psql",
+        f"""
+        for word; do last=$word; done
+        case "$*" in
+        *host=primary*)
+          echo primary >>{log}
+          [ ! -e {tmp_path}/wrong-primary ] || exit 2 ;;
+        *)
+          echo "$last" >>{log}
+          if [ "$last" = PAUSE ] && [ -e {tmp_path}/busy ]; then echo "still busy"; exit 1; fi ;;
+        esac""",
+    )
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{BIN}:{os.environ['PATH']}")
+    monkeypatch.delenv("ELSAPG_AWAIT_PRIMARY", raising=False)
+    return log
+
+
+@contextlib.contextmanager
+def pool_gate(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [BIN / "pool-gate", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(5)
+
+
+def converse(process: subprocess.Popen[str], word: str) -> str:
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(f"{word}\n")
+    process.stdin.flush()
+    return process.stdout.readline().strip()
+
+
+def asked(log: Path) -> list[str]:
+    return log.read_text().split()
+
+
+def test_a_pool_is_paused_and_resumed(psql: Path) -> None:
+    with pool_gate() as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        assert converse(process, "pause") == "paused"
+        assert asked(psql) == ["PAUSE"]
+        assert converse(process, "resume") == "resumed"
+        assert process.wait(5) == 0
+    assert asked(psql) == ["PAUSE", "RESUME"]
+
+
+@pytest.mark.parametrize("how", ["the caller's end", "the deadline", "a signal"])
+def test_a_pool_never_stays_paused(psql: Path, how: str) -> None:
+    with pool_gate("1" if how == "the deadline" else "30") as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdout.readline()
+        assert converse(process, "pause") == "paused"
+        if how == "the caller's end":
+            process.stdin.close()
+        elif how == "a signal":
+            process.terminate()
+            process.stdin.close()
+        eventually(lambda: asked(psql) == ["PAUSE", "RESUME"])
+
+
+def test_a_pool_that_is_busy_is_not_held(psql: Path) -> None:
+    (psql.parent / "busy").touch()
+    with pool_gate() as process:
+        process.stdout.readline()  # type: ignore[union-attr]
+        assert converse(process, "pause") == "refused: still busy"
+        assert process.wait(5) == 1
+    assert asked(psql) == ["PAUSE", "RESUME"]
+
+
+def test_a_pool_waits_for_its_own_way_to_the_primary(
+    psql: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ELSAPG_AWAIT_PRIMARY", "1")
+    wrong = psql.parent / "wrong-primary"
+    wrong.touch()
+    with pool_gate("30") as process:
+        process.stdout.readline()  # type: ignore[union-attr]
+        converse(process, "pause")
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write("resume\n")
+        process.stdin.flush()
+        eventually(lambda: asked(psql).count("primary") > 2)
+        assert "RESUME" not in asked(psql)
+        wrong.unlink()
+        assert process.stdout.readline() == "resumed\n"
+    assert asked(psql)[-2:] == ["primary", "RESUME"]
+
+
+def test_a_primary_that_never_comes_is_not_waited_for_long(
+    psql: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ELSAPG_AWAIT_PRIMARY", "1")
+    (psql.parent / "wrong-primary").touch()
+    with pool_gate("30") as process:
+        process.stdout.readline()  # type: ignore[union-attr]
+        converse(process, "pause")
+        start = time.monotonic()
+        assert converse(process, "resume") == "resumed"
+        assert 3 < time.monotonic() - start < 8
+    assert asked(psql)[-1] == "RESUME"
+
+
+# -- gate ----------------------------------------------------------------------------------
+
+needs_socat = pytest.mark.skipif(not shutil.which("socat"), reason="socat is not on this machine")
+
+
+@contextlib.contextmanager
+def gate(folder: Path) -> Iterator[tuple[int, subprocess.Popen[str]]]:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = int(probe.getsockname()[1])
+    process = subprocess.Popen(
+        [BIN / "gate", str(port)],
+        env={**os.environ, "ELSAPG_CONFIG_DIR": str(folder)},
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        eventually(lambda: listens(port))
+        yield port, process
+    finally:
+        process.terminate()
+        process.wait(5)
+
+
+def listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+@pytest.fixture
+def pooler(tmp_path: Path) -> Path:
+    write_pair(tmp_path / "pooler" / "tls", "pgbouncer", ["pgbouncer"])
+    return tmp_path / "pooler"
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Path:
+    write_pair(tmp_path / "node", "pg", ["pg-1"], client=True)
+    return tmp_path / "node"
+
+
+@needs_socat
+def test_a_node_holds_a_pool_through_the_gate(psql: Path, pooler: Path, node: Path) -> None:
+    with gate(pooler) as (port, _):
+        # What a killed predecessor had paused.
+        assert asked(psql) == ["RESUME"]
+        connection = Gate(("127.0.0.1", port), tls_context(node))
+        connection.expect("ready", 5)
+        connection.ask("pause", "paused", 5)
+        assert asked(psql) == ["RESUME", "PAUSE"]
+        connection.ask("resume", "resumed", 5)
+        connection.close()
+    assert asked(psql) == ["RESUME", "PAUSE", "RESUME"]
+
+
+@needs_socat
+def test_a_node_that_is_gone_holds_nothing(psql: Path, pooler: Path, node: Path) -> None:
+    with gate(pooler) as (port, _):
+        connection = Gate(("127.0.0.1", port), tls_context(node))
+        connection.expect("ready", 5)
+        connection.ask("pause", "paused", 5)
+        connection.close()
+        eventually(lambda: asked(psql) == ["RESUME", "PAUSE", "RESUME"])
+
+
+@needs_socat
+@pytest.mark.parametrize("who", ["nobody", "a stranger", "a server", "an old client"])
+def test_nobody_else_gets_in(psql: Path, pooler: Path, tmp_path: Path, who: str) -> None:
+    context = ssl.create_default_context(cadata=CA["certificate"])
+    folder = tmp_path / "who"
+    match who:
+        case "a stranger":
+            write_pair(folder, "pg", ["pg-1"], STRANGER, client=True)
+        case "a server":
+            write_pair(folder, "s3", ["s3"])
+        case "an old client":
+            write_pair(folder, "pg", ["pg-1"], client=True)
+            context.maximum_version = ssl.TLSVersion.TLSv1_2
+    if folder.exists():
+        context.load_cert_chain(folder / "server.crt", folder / "server.key")
+    # TLS 1.3 tells a client only with its first answer that it is refused.
+    with gate(pooler) as (port, _), pytest.raises((OSError, GateError)):
+        connection = Gate(("127.0.0.1", port), context)
+        connection.expect("ready", 5)
+    assert "PAUSE" not in asked(psql)
+
+
+@needs_socat
+def test_new_certificates_are_served_and_sessions_go_on(
+    psql: Path, pooler: Path, node: Path
+) -> None:
+    def served(port: int) -> bytes:
+        connection = Gate(("127.0.0.1", port), tls_context(node))
+        found = connection._connection.getpeercert(binary_form=True)
+        connection.close()
+        assert found
+        return found
+
+    with gate(pooler) as (port, process):
+        before = served(port)
+        held = Gate(("127.0.0.1", port), tls_context(node))
+        held.expect("ready", 5)
+        held.ask("pause", "paused", 5)
+        write_pair(pooler / "tls", "pgbouncer", ["pgbouncer"])
+        process.send_signal(signal.SIGHUP)
+
+        def renewed() -> bool:
+            with contextlib.suppress(OSError):
+                return served(port) != before
+            return False
+
+        eventually(renewed)
+        held.ask("resume", "resumed", 5)
+        held.close()
+        assert process.poll() is None
+
+
+@needs_socat
+def test_a_gate_that_cannot_listen_ends(psql: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [BIN / "gate", "6500"],
+        env={**os.environ, "ELSAPG_CONFIG_DIR": str(tmp_path / "nothing")},
+        capture_output=True,
+        check=False,
+        timeout=20,
+    )
+    assert done.returncode != 0
