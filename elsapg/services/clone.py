@@ -27,6 +27,7 @@ _PORTS = 10
 
 def write(source: Deployment, target: Target, timeline: int | None, name: str) -> Path:
     """Write the clone's stack file. Raises UsageError if it exists, or the target cannot be had."""
+    source.refuse_pods("a clone")
     path = stackfile.stack_file(source.root, name)
     if path.exists():
         raise UsageError(

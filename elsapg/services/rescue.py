@@ -46,6 +46,7 @@ class Order:
 
 def escrow(deployment: Deployment) -> str:
     """What must be kept outside, as JSON: with it and S3 the stack comes back. All of it secret."""
+    deployment.refuse_pods("`elsapg keys repository`")
     found = deployment.outputs
     if "repository" not in found:
         raise NotDeployedError(
@@ -178,6 +179,7 @@ def _known(root: Path, stack: str) -> bool:
 
 def _refuse_data(root: Path, stack: str) -> None:
     deployment = Deployment(root, stack)
+    deployment.refuse_pods("--from-backup")
     for node, state in deployment.hosts.states().items():
         if node in deployment.nodes and state.state == "running":
             raise UsageError(

@@ -119,6 +119,7 @@ class Restore:
 
     def prepare(self, request: Request) -> Prepared:
         """Look at everything, and stop nothing. Raises UsageError, UnhealthyError."""
+        self._deployment.refuse_pods("a restore in place")
         journal = self.unfinished()
         if journal and journal["stage"] in TOUCHED:
             return self._resumed(request, journal)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +15,9 @@ from elsapg import stackfile
 from elsapg.errors import UsageError
 from elsapg.runner.target import Target
 from elsapg.services import clone, rescue, restore
+from elsapg.services.deployment import Deployment
 
+ROOT = Path(__file__).resolve().parents[2]
 KEYS = {
     "stack": "prod",
     "s3_access_key": "a",
@@ -58,13 +60,13 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         rescue.read_escrow(str(tmp_path / "nowhere"), "prod")
 
 
-def _source(root: Path, config: dict[str, Any]) -> SimpleNamespace:
+def _source(root: Path, config: dict[str, Any]) -> Deployment:
     (root / "stacks").mkdir()
     path = root / "stacks" / "Pulumi.first.yaml"
     path.write_text(
         yaml.safe_dump({"config": config, "encryptionsalt": "v1:salt"}), encoding="utf-8"
     )
-    return SimpleNamespace(root=root, stack="first", settings=stackfile.read(root, "first"))
+    return Deployment(root, "first")
 
 
 def test_a_clones_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +78,7 @@ def test_a_clones_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         },
     )
     monkeypatch.setattr(restore.Restore, "plan", lambda *_: {"timeline": 3})
-    path = clone.write(source, Target("lsn", "0/3000000"), None, "second")  # type: ignore[arg-type]
+    path = clone.write(source, Target("lsn", "0/3000000"), None, "second")
     settings = stackfile.read(tmp_path, "second")
     assert "encryptionsalt" not in path.read_text(encoding="utf-8")
     assert settings.archive.prefix == "/second" != source.settings.archive.prefix
@@ -88,7 +90,7 @@ def test_a_clones_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ports = {settings.docker.pool_port, settings.docker.direct_port}
     assert len(ports) == 2 and not ports & {31000, 31001, 31100, 31101}
     with pytest.raises(UsageError, match="is there already"):
-        clone.write(source, Target("latest"), None, "second")  # type: ignore[arg-type]
+        clone.write(source, Target("latest"), None, "second")
 
 
 def test_what_is_gone() -> None:
@@ -102,3 +104,16 @@ def test_what_is_gone() -> None:
     assert (done.lost_transactions, done.lost_seconds) == (20, 10.5)
     unknown = restore.Restored("x", "y", "pg-1", after={"next_xid": 1, "last_commit": None})
     assert (unknown.lost_transactions, unknown.lost_seconds) == (None, None)
+
+
+def test_on_kubernetes_it_is_refused(tmp_path: Path) -> None:
+    """What is made for docker alone says so, before anything is asked of the cluster."""
+    shutil.copytree(ROOT / "stacks", tmp_path / "stacks")
+    there = Deployment(tmp_path, "staging")
+    for attempt in (
+        lambda: restore.Restore(there).prepare(restore.Request()),
+        lambda: clone.write(there, Target("latest"), None, "second"),
+        lambda: rescue.escrow(there),
+    ):
+        with pytest.raises(UsageError, match="not made for kubernetes yet"):
+            attempt()
