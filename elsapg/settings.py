@@ -502,6 +502,31 @@ class DockerSettings(_Model):
     )
 
 
+class JobsSettings(_Model):
+    """pg_cron's jobs: partitions, retention and their like."""
+
+    active: bool = Field(
+        default=True,
+        description="Off: nothing is started by itself, as in a clone that nobody has looked at.",
+    )
+
+
+class RecoverySettings(_Model):
+    """Where the data of a clone comes from; read while it has none. `elsapg clone` writes it."""
+
+    source: str = Field(
+        pattern=r"^[a-z][a-z0-9-]{0,29}$", description="The stack whose backups it is made of."
+    )
+    to: str = Field(
+        default="latest",
+        pattern=r"^[^\x00-\x1f'\"]{1,60}$",
+        description="A time with its zone, an LSN, a mark's name, or latest.",
+    )
+    timeline: int | None = Field(
+        default=None, ge=1, description="The source's line of history, if not its present one."
+    )
+
+
 class KubernetesSettings(_Model):
     """Placement in a namespace of a Kubernetes cluster, which is the stack's alone."""
 
@@ -600,6 +625,8 @@ class Settings(_Model):
     pooler: PoolerSettings = PoolerSettings()
     archive: ArchiveSettings = ArchiveSettings()
     retention: RetentionSettings = RetentionSettings()
+    jobs: JobsSettings = JobsSettings()
+    recovery: RecoverySettings | None = None
     encryption: EncryptionSettings = EncryptionSettings()
     tls: TlsSettings = TlsSettings()
     docker: DockerSettings = DockerSettings()

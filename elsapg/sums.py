@@ -196,7 +196,7 @@ def _ports(s: Settings) -> Iterator[Finding]:
 
 # Keys that one target alone reads: elsewhere they would be believed and do nothing.
 _ONLY: dict[str, dict[str, tuple[str, ...]]] = {
-    "docker": {"docker": (), "etcd": ()},
+    "docker": {"docker": (), "etcd": (), "recovery": ()},
     "kubernetes": {
         "kubernetes": (),
         "archive": ("endpoint", "uri_style", "credentials", "ca"),
@@ -211,6 +211,8 @@ def _foreign(s: Settings) -> Iterator[Finding]:
             continue
         for group, names in groups.items():
             model = getattr(s, group)
+            if model is None:
+                continue
             for name in sorted(model.model_fields_set & set(names or model.model_fields_set)):
                 yield _finding(
                     f"{group}.{name}",

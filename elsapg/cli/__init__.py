@@ -20,8 +20,8 @@ import elsapg
 from elsapg.errors import ElsapgError
 
 _GROUPS = (
-    *("lifecycle", "operate", "dumps", "drill", "connect", "keys", "verify", "migrate"),
-    *("manifests", "machine"),
+    *("lifecycle", "operate", "restore", "dumps", "drill", "connect", "keys"),
+    *("verify", "migrate", "manifests", "machine"),
 )
 
 _HELP = """Highly available PostgreSQL for Elsa Workflows, by Pulumi.

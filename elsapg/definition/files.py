@@ -158,10 +158,25 @@ def _node(name: str, settings: Settings, secrets: Secrets) -> tuple[File, ...]:
             rewind=REWIND,
         ),
         *_pgbackrest(settings, secrets, name),
+        *_recovery(settings, secrets),
         *_tls("server", key_pair_of(name, settings), secrets),
         *_key_pair(REPLICATOR, REPLICATOR, secrets),
         *_key_pair(REWIND, REWIND, secrets),
     )
+
+
+def _recovery(settings: Settings, secrets: Secrets) -> tuple[File, ...]:
+    """For a stack that is to come out of a repository; nothing for any other."""
+    order = secrets.recovery
+    if order is None:
+        return ()
+    wanted = {"to": order.to, "timeline": order.timeline, "backup": order.backup}
+    files = [File("recovery.json", json.dumps(wanted, indent=2))]
+    if order.source is not None:
+        files.append(_file("source.conf", "source.conf.j2", settings, source=order.source))
+        if order.source.ca:
+            files.append(File("source-ca.crt", order.source.ca))
+    return tuple(files)
 
 
 def _etcd(name: str, settings: Settings, secrets: Secrets) -> tuple[File, ...]:
@@ -203,10 +218,10 @@ def _agent(name: str, settings: Settings, secrets: Secrets) -> tuple[File, ...]:
 
 def _runner(_name: str, settings: Settings, secrets: Secrets) -> tuple[File, ...]:
     """Of the schedule: backups need neither passwords nor the superuser's key."""
-    return _select(BACKUP, _PGBACKREST, settings, secrets, _recovery(settings))
+    return _select(BACKUP, _PGBACKREST, settings, secrets, _jobs(settings))
 
 
-def _recovery(settings: Settings) -> dict[str, Any]:
+def _jobs(settings: Settings) -> dict[str, Any]:
     """What the runner's schedule reads beside the backups' own times."""
     archive = settings.archive
     return {
@@ -288,5 +303,11 @@ def task_files(task: str, settings: Settings, secrets: Secrets) -> tuple[File, .
         # For elsapg.setting, which the databases' own jobs read.
         "bootstrap": (SUPERUSER, {"roles.json"}, {"settings": settings.retention.model_dump()}),
         "first-backup": (BACKUP, _PGBACKREST, _repositories(settings)),
+        "recovery-check": (BACKUP, _PGBACKREST, None),
     }[task]
+    if task == "recovery-check":
+        return (
+            *_select(client, paths, settings, secrets, more),
+            *_recovery(settings, secrets),
+        )
     return _select(client, paths, settings, secrets, more)

@@ -152,10 +152,15 @@ def units(settings: Settings) -> tuple[Unit, ...]:
 def tasks(_settings: Settings) -> tuple[Task, ...]:
     """What runs once the units are up, in this order."""
     return (
-        Task("configure", "runner", ("configure",), timeout_s=300),
+        # It waits for as long as a node is being recovered; each of its own waits has an end.
+        Task("configure", "runner", ("configure",), timeout_s=24 * 3600),
         Task("bootstrap", "runner", ("bootstrap",), timeout_s=300),
         Task("first-backup", "runner", ("first-backup",), timeout_s=900),
     )
+
+
+RECOVERY_CHECK = Task("recovery-check", "runner", ("recovery-check",), timeout_s=900)
+"""Before any node, for a stack that is to come out of a repository: whether it can."""
 
 
 def _etcd(settings: Settings) -> tuple[Unit, ...]:

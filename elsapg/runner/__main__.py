@@ -6,6 +6,7 @@ import argparse
 import json
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 
 import psycopg
@@ -19,76 +20,62 @@ from elsapg.runner import (
     drill,
     dumps,
     health,
+    points,
     schedule,
-    throwaway,
     versions,
 )
 from elsapg.runner.config import Config
 from elsapg.runner.patroni import PatroniError
-from elsapg.runner.s3 import S3Error
-from elsapg.runner.sealed import SealError
+
+# What ends with an exit code of its own, and what ends with an answer.
+_TASKS: dict[str, Callable[[], int]] = {
+    "bootstrap": bootstrap.main,
+    "configure": lambda: configure.run(Config.load()),
+    "first-backup": lambda: _first_backup(Config.load()),
+    "schedule": lambda: schedule.run(Config.load()),
+}
+_ANSWERS: dict[str, Callable[[argparse.Namespace], str]] = {
+    "backup": lambda given: backup.backup(Config.load(), given.kind),
+    "backup-info": lambda _: json.dumps(backup.info(Config.load())),
+    "check": lambda _: json.dumps(check.check(Config.load()).as_json()),
+    "drill": lambda _: json.dumps(drill.drill(Config.load()).as_json()),
+    "dump": lambda given: json.dumps(
+        dumps.dump(Config.load(), plain=given.plain, accept_smaller=given.accept_smaller).as_json()
+    ),
+    "overview": lambda _: json.dumps(health.overview(Config.load())),
+}
+_POINTS = ("restore-points", "restore-plan", "restore-mark", "recovery-check")
 
 
 def main() -> int:
     """Run one command; a failure is one line on standard error."""
     parser = argparse.ArgumentParser(prog="runner")
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in (
-        *("configure", "bootstrap", "first-backup", "schedule", "backup-info"),
-        *("overview", "check", "drill"),
-    ):
-        commands.add_parser(name)
-    commands.add_parser("backup").add_argument("kind", choices=("full", "diff", "incr"))
-    dump = commands.add_parser("dump")
-    dump.add_argument("--plain", action="store_true", default=None)
-    dump.add_argument("--accept-smaller", action="store_true")
-    arguments = parser.parse_args()
+    made = {name: commands.add_parser(name) for name in (*_TASKS, *_ANSWERS, *_POINTS)}
+    made["backup"].add_argument("kind", choices=("full", "diff", "incr"))
+    made["dump"].add_argument("--plain", action="store_true", default=None)
+    made["dump"].add_argument("--accept-smaller", action="store_true")
+    for name in _POINTS:
+        made[name].add_argument("words", nargs="*")
+    given = parser.parse_args()
     # So that what was begun is removed, and on record as interrupted.
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        match arguments.command:
-            case "bootstrap":
-                return bootstrap.main()
-            case "configure":
-                return configure.run(Config.load())
-            case "first-backup":
-                config = Config.load()
-                versions.ensure(config)
-                return backup.first(config)
-            case "schedule":
-                return schedule.run(Config.load())
-            case "backup":
-                print(backup.backup(Config.load(), arguments.kind))
-            case "backup-info":
-                print(json.dumps(backup.info(Config.load())))
-            case "dump":
-                done = dumps.dump(
-                    Config.load(), plain=arguments.plain, accept_smaller=arguments.accept_smaller
-                )
-                print(json.dumps(done.as_json()))
-            case "check":
-                print(json.dumps(check.check(Config.load()).as_json()))
-            case "drill":
-                print(json.dumps(drill.drill(Config.load()).as_json()))
-            case "overview":
-                print(json.dumps(health.overview(Config.load())))
-    except (
-        ElsapgError,
-        PatroniError,
-        backup.BackupError,
-        check.CheckError,
-        drill.DrillError,
-        dumps.DumpError,
-        throwaway.RestoreError,
-        S3Error,
-        SealError,
-        psycopg.Error,
-        OSError,
-        ValueError,
-    ) as error:
-        print(f"{arguments.command}: {error}", file=sys.stderr)
+        if given.command in _TASKS:
+            return _TASKS[given.command]()
+        if given.command in _POINTS:
+            print(points.answer(given.command, given.words))
+        else:
+            print(_ANSWERS[given.command](given))
+    except (ElsapgError, PatroniError, psycopg.Error, OSError, ValueError) as error:
+        print(f"{given.command}: {error}", file=sys.stderr)
         return error.exit_code if isinstance(error, ElsapgError) else 1
     return 0
+
+
+def _first_backup(config: Config) -> int:
+    versions.ensure(config)
+    return backup.first(config)
 
 
 def _terminated(_signal: int, _frame: FrameType | None) -> None:

@@ -12,13 +12,14 @@ from typing import Any, Literal
 
 from croniter import croniter
 
+from elsapg.errors import UnhealthyError
 from elsapg.runner.config import Config
 from elsapg.runner.jobs import say
 
 Kind = Literal["full", "diff", "incr"]
 
 
-class BackupError(Exception):
+class BackupError(UnhealthyError):
     """pgBackRest failed; the message is its own."""
 
 

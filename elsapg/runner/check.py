@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from elsapg.errors import UnhealthyError
 from elsapg.runner import backup, jobs, repository, versions
 from elsapg.runner.config import Config
 
@@ -32,7 +33,7 @@ PER_FILE = 0x100
 SEGMENT_BYTES = 16 * 1024 * 1024
 
 
-class CheckError(Exception):
+class CheckError(UnhealthyError):
     """The repository is not what it should be; the message names what."""
 
 

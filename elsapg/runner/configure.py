@@ -14,6 +14,8 @@ import psycopg
 from elsapg.runner.config import Config
 from elsapg.runner.patroni import Member, Patroni, PatroniError, leader, wait_until
 
+UNDER_WAY = ("running custom bootstrap script", "creating replica")
+
 
 def say(text: str) -> None:
     print(text, flush=True)
@@ -48,8 +50,15 @@ def wait_for_cluster(patroni: Patroni, timeout: float = 240) -> list[Member]:
         found = ", ".join(f"{m.name} {m.role} {m.state}" for m in seen) or "no member"
         return f"the cluster is not complete: {found} (wanted {', '.join(patroni.nodes)})"
 
-    wait_until(complete, timeout, state)
-    return seen
+    while True:
+        try:
+            wait_until(complete, timeout, state)
+            return seen
+        except TimeoutError:
+            # A large database is longer on its way out of the repository, or to a standby.
+            if not any(m.state in UNDER_WAY for m in seen):
+                raise
+            say(state())
 
 
 def wait_for_sync(patroni: Patroni, timeout: float = 60) -> None:
@@ -162,9 +171,23 @@ def restart_pending(patroni: Patroni, rounds: int = 3) -> None:
         raise PatroniError(f"{', '.join(left)} still need a restart after {rounds} rounds")
 
 
+def refuse_paused(patroni: Patroni) -> None:
+    """Raise PatroniError while somebody holds the cluster still: this would set it going."""
+    try:
+        paused = patroni.from_any("/config").get("pause")
+    except PatroniError:
+        return  # not there yet: the wait comes next
+    if paused:
+        raise PatroniError(
+            "the cluster is paused: a restore is under way or was interrupted (`elsapg restore` "
+            "goes on with it; `elsapg status` says which), or somebody paused Patroni by hand"
+        )
+
+
 def run(config: Config) -> int:
     """The `configure` task."""
     patroni = config.patroni()
+    refuse_paused(patroni)
     members = wait_for_cluster(patroni)
     wait_for_sync(patroni)
     say("cluster: " + ", ".join(f"{m.name} {m.role}" for m in members))

@@ -20,6 +20,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from elsapg.errors import UnhealthyError
 from elsapg.runner import backup, jobs, repository, throwaway
 from elsapg.runner.config import Config
 from elsapg.runner.dumps import LARGEST_LAG
@@ -37,7 +38,7 @@ TENANTS = 3
 _MIB = 1024 * 1024
 
 
-class DrillError(Exception):
+class DrillError(UnhealthyError):
     """What was restored is not what was there, or does not work."""
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import psycopg
 
-from elsapg.errors import UsageError
+from elsapg.errors import UnhealthyError, UsageError
 from elsapg.runner import jobs, repository, sealed
 from elsapg.runner.config import Config
 from elsapg.runner.jobs import say
@@ -40,7 +40,7 @@ SMALL = 1024 * 1024
 _DEBRIS_AGE = datetime.timedelta(days=1)
 
 
-class DumpError(Exception):
+class DumpError(UnhealthyError):
     """A dump could not be made, or is not what it should be. Nothing was removed."""
 
 

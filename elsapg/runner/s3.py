@@ -12,13 +12,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
+from elsapg.errors import UnhealthyError
 from elsapg.runner.repository import Repository
 
 PART_BYTES = 16 * 1024 * 1024
 _DELETE_AT_ONCE = 1000
 
 
-class S3Error(Exception):
+class S3Error(UnhealthyError):
     """S3 could not be reached, or refused; the message is what it said."""
 
 

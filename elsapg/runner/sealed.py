@@ -17,11 +17,13 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from typing import IO, Any, BinaryIO
 
+from elsapg.errors import UnhealthyError
+
 OPENSSL = ("openssl", "enc", "-aes-256-cbc", "-pbkdf2", "-md", "sha256")
 _CHUNK = 1024 * 1024
 
 
-class SealError(Exception):
+class SealError(UnhealthyError):
     """Something is not what the manifest says, or the passphrase is another."""
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import psycopg
 
+from elsapg.errors import UnhealthyError
 from elsapg.runner import repository
 from elsapg.runner.config import Config
 
@@ -44,7 +45,7 @@ _CALLED = {
 START_S = 24 * 3600
 
 
-class RestoreError(Exception):
+class RestoreError(UnhealthyError):
     """The backup could not be restored, or the server did not come up from it."""
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 
 from elsapg.definition import topology as t
 from elsapg.errors import ElsapgError
-from elsapg.services import backups, recovery
+from elsapg.services import backups, recovery, restore
 from elsapg.services.deployment import Deployment
 
 
@@ -89,7 +89,9 @@ def gather(deployment: Deployment) -> Status:
         for name, unit in sorted(states.items())
         if name.endswith("-gate") and unit.state != "running"
     ]
-    parts: list[Callable[[Deployment, Status], None]] = [_nodes, _archive, _backup, _recovery]
+    parts: list[Callable[[Deployment, Status], None]] = [
+        *(_restore, _nodes, _archive, _backup, _recovery),
+    ]
     with concurrent.futures.ThreadPoolExecutor(max_workers=8) as pool:
         asked = [pool.submit(part, deployment, status) for part in parts]
         asked += [
@@ -111,6 +113,16 @@ def gather(deployment: Deployment) -> Status:
                     status.problems.append(str(error))
     status.pools.sort(key=lambda p: p.name)
     return status
+
+
+def _restore(deployment: Deployment, status: Status) -> None:
+    journal = restore.unfinished(deployment)
+    if journal:
+        status.problems.append(
+            f"a restore to {journal['target']} (since {journal['since']}) has not ended, last step "
+            f"{journal['stage']}: if nobody works on it, `elsapg restore --stack "
+            f"{deployment.stack}` goes on with it; until then nothing fails over"
+        )
 
 
 def _nodes(deployment: Deployment, status: Status) -> None:

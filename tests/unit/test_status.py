@@ -44,12 +44,13 @@ class Healthy:
         self.overview: dict[str, Any] = {"dumps": [], "runs": {}, "problems": []}
         self.archiver = ["000000010000000000000003", "12.5", "0", "1"]
         self.paused = "0"
-
+        self.journal = ""
         self.used = "41"
 
-    def run(self, unit: str, *command: str) -> Completed:
-        assert command == ("df", "-Pk", "/var/lib/postgresql")
-        return Completed(0, f"Filesystem\n/dev/x 100 41 2048000 {self.used}% /var/lib/postgresql\n")
+    def run(self, _unit: str, *command: str, **_options: Any) -> Completed:
+        if command[0] == "df":
+            return Completed(0, f"Filesystem\n/dev/x 100 41 2048000 {self.used}% /\n")
+        return Completed(0, self.journal)
 
     def shell(self, unit: str, *command: str) -> str:
         return DockerHosts("test").shell(unit, *command)
@@ -234,3 +235,10 @@ def test_a_stack_that_does_not_run_is_an_error(deployment: Healthy) -> None:
     deployment.units["pg-1"] = UnitState("pg-1", "exited", 0)
     with pytest.raises(NotDeployedError):
         gather(deployment)
+
+
+def test_a_restore_that_has_not_ended(deployment: Healthy) -> None:
+    deployment.journal = json.dumps({"target": "latest", "since": "noon", "stage": "fetching"})
+    (problem,) = status.gather(deployment).problems  # type: ignore[arg-type]
+    assert "a restore to latest" in problem
+    assert "elsapg restore --stack test" in problem

@@ -1,0 +1,108 @@
+"""Runs pgBackRest and reads its repository for `elsapg.runner.archive`: the one that this container
+is configured for, or another one, read only, by a configuration file of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from elsapg.errors import DeploymentError
+from elsapg.runner import archive
+
+STANZA = "elsa"
+_CRYPTO = ("cipher header invalid", "unable to flush", "[031]", "CryptoError", "[095]")
+_AWAY = ("HostConnectError", "unable to connect", "unable to get address", "timeout", "[049]")
+
+
+class RepositoryError(DeploymentError):
+    """pgBackRest failed; the message is its own, and what it likely means."""
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A stanza's repository. `config`: a pgBackRest configuration other than the container's."""
+
+    stanza: str = STANZA
+    config: Path | None = None
+
+    def command(self, *arguments: str, stanza: bool = True) -> list[str]:
+        """The words of a pgBackRest command."""
+        words = ["pgbackrest"]
+        if self.config is not None:
+            words.append(f"--config={self.config}")
+        if stanza:
+            words.append(f"--stanza={self.stanza}")
+        return [*words, *arguments]
+
+    def environment(self) -> dict[str, str]:
+        """This process's, without what would mix the container's own repository into another."""
+        own = ("PGBACKREST_CONFIG", "PGBACKREST_CONFIG_INCLUDE_PATH") if self.config else ()
+        return {name: value for name, value in os.environ.items() if name not in own}
+
+    def run(self, *arguments: str, stanza: bool = True) -> str:
+        """Run it and return what it printed. Raises RepositoryError."""
+        done = subprocess.run(
+            self.command(*arguments, stanza=stanza),
+            capture_output=True,
+            text=True,
+            check=False,
+            env=self.environment(),
+        )
+        if done.returncode:
+            raise RepositoryError(explain(arguments, done.returncode, done.stderr + done.stdout))
+        return done.stdout
+
+    def info(self) -> dict[str, Any]:
+        """pgBackRest's own account: backups, archive range, status; {} if there is no stanza.
+
+        Raises RepositoryError when the repository cannot be read.
+        """
+        found = json.loads(self.run("--output=json", "info"))
+        if not found:
+            return {}
+        stanza = dict(found[0])
+        for repository in stanza.get("repo", []):
+            status = repository.get("status", {})
+            # 99: not readable: the wrong key, or S3 does not answer. It still exits with 0.
+            if status.get("code") == 99:
+                raise RepositoryError(explain(("info",), 99, str(status.get("message"))))
+        return stanza
+
+    def archive(self) -> archive.Archive:
+        """What can be restored. Raises RepositoryError, also when there is no stanza."""
+        info = self.info()
+        if not info.get("db"):
+            raise RepositoryError(
+                f"the repository holds no stanza {self.stanza!r}: nothing was ever archived there; "
+                "see that archive.bucket and archive.prefix are those of the backups"
+            )
+        newest = info["db"][-1]
+        folder = f"archive/{self.stanza}/{newest['version']}-{newest['id']}"
+        listed = self.run("--output=json", "--recurse", "repo-ls", folder, stanza=False)
+        listing = {k: v for k, v in json.loads(listed).items() if v.get("type") == "file"}
+        histories = {
+            int(path[:8], 16): self.run("repo-get", f"{folder}/{path}", stanza=False)
+            for path in listing
+            if path.endswith(".history")
+        }
+        return archive.read(info, listing, histories)
+
+
+def explain(arguments: Sequence[str], code: int, output: str) -> str:
+    """pgBackRest's error in one line, with what to do about the usual ones."""
+    lines = [line.strip() for line in output.strip().splitlines() if line.strip()]
+    told = " ".join([line for line in lines if "ERROR" in line] or lines[-3:])[-600:]
+    # The command stands behind its options, and before its own arguments.
+    command = next((word for word in arguments if not word.startswith("-")), "pgbackrest")
+    hint = ""
+    if any(word in told for word in _CRYPTO):
+        hint = "; the key of the repository (repository-cipher) does not open it: use the right one"
+    elif any(word in told for word in _AWAY):
+        hint = "; S3 does not answer: see that it runs and can be reached, then run this again"
+    return f"pgbackrest {command} failed ({code}): {told}{hint}"

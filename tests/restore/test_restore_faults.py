@@ -1,0 +1,136 @@
+"""What cannot be is refused, and named, before anything stops; what broke half-way goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from elsapg.services.deployment import Deployment
+from tests.chaos.faults import Faults
+from tests.restore.commands import iso, restore
+from tests.restore.data import clock, sums
+from tests.stacks import elsapg
+
+pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(2400)]
+
+BUCKET = "/var/lib/s3/elsa-backups"
+
+
+@pytest.fixture
+def faults(deployment: Deployment) -> Iterator[Faults]:
+    found = Faults(deployment)
+    yield found
+    found.close()
+
+
+def _postmasters(deployment: Deployment) -> list[str]:
+    sql = "SELECT pg_postmaster_start_time()"
+    return [deployment.query(node, sql)[0][0] for node in deployment.nodes]
+
+
+def _segment(deployment: Deployment) -> str:
+    """A segment that was finished just now and is in the archive."""
+    ((name,),) = deployment.query(
+        deployment.primary(),
+        "SELECT pg_walfile_name(pg_switch_wal()) "
+        "FROM pg_logical_emit_message(false, 'elsapg', 'test')",
+    )
+    script = f"while ! find {BUCKET}/wal/archive -name '{name}-*' | grep -q .; do sleep 0.1; done"
+    done = deployment.hosts.run("s3", "timeout", "60", "sh", "-c", script, timeout=90)
+    assert done.code == 0, f"{name} does not reach the archive"
+    return name
+
+
+def _path(deployment: Deployment, segment: str) -> str:
+    found = deployment.hosts.run("s3", "find", f"{BUCKET}/wal/archive", "-name", f"{segment}-*")
+    (path,) = found.output.split()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--to", "2001-01-01T00:00:00Z"), "possible is"),
+        (("--to", "2100-01-01T00:00:00Z"), "possible is"),
+        (("--to", "FF/0"), "the database is only at"),
+        (("--to", "2026-01-01T00:00:00"), "the zone is missing"),
+        (("--to", "no-such-mark"), "no such mark"),
+        (("--to", "latest", "--timeline", "77"), "the archive knows"),
+        (("--to", "latest", "--backup", "20010101-000000F"), "no usable backup"),
+        (("--to", "latest", "--confirm", "other", "--no-check"), "is not the stack's name"),
+    ],
+)
+def test_refused_before_anything_stops(
+    filled: Deployment, words: tuple[str, ...], told: str
+) -> None:
+    before = _postmasters(filled)
+    assert told in restore(filled, *words, code=2)
+    assert _postmasters(filled) == before
+
+
+def test_missing_and_damaged_segments(filled: Deployment, faults: Faults) -> None:
+    """Named beforehand; without the look beforehand, recovery stops there and pretends nothing."""
+    deployment = filled
+    good = sums(deployment)
+    segment = _segment(deployment)
+    time.sleep(1)
+    target = iso(clock(deployment))
+    _segment(deployment)
+    path = _path(deployment, segment)
+    before = _postmasters(deployment)
+
+    faults.container("s3").exec_run(["mv", path, f"{BUCKET}/aside"], user="999")
+    told = restore(deployment, "--to", target, code=2)
+    assert f"{segment} is missing" in told
+    assert _postmasters(deployment) == before
+
+    damage = f"cp {BUCKET}/aside {path} && printf damaged | dd of={path} bs=1 seek=64 conv=notrunc"
+    faults.container("s3").exec_run(["sh", "-c", damage], user="999")
+    told = restore(deployment, "--to", target, code=7)
+    assert f"{segment} cannot be read" in told
+    assert _postmasters(deployment) == before
+
+    told = restore(deployment, "--to", target, "--no-check", "--no-backup", code=7)
+    assert f"{segment} cannot be read" in told
+    assert "Nothing was promoted" in told
+    faults.container("s3").exec_run(["mv", f"{BUCKET}/aside", path], user="999")
+    restore(deployment, "--no-verify")
+    assert sums(deployment) == good
+
+
+def test_s3_down(filled: Deployment, faults: Faults) -> None:
+    deployment = filled
+    before = _postmasters(deployment)
+    with faults.down("s3"):
+        told = restore(deployment, "--to", "latest", code=7)
+        assert "S3 does not answer" in told
+        assert _postmasters(deployment) == before
+
+
+def test_wrong_key(filled: Deployment, faults: Faults) -> None:
+    """The repository is there and cannot be opened: that is what is said."""
+    deployment = filled
+    before = _postmasters(deployment)
+    runner = faults.container("runner")
+    file = deployment.hosts.run(
+        "runner", "sh", "-c", "grep -rl cipher-pass /etc/elsapg"
+    ).output.split()[0]
+    # Written into, not replaced: who may read it stays.
+    change = (
+        f"cp {file} /tmp/kept && "
+        f"sed 's/cipher-pass=.*/cipher-pass=wrong/' /tmp/kept > /tmp/changed && "
+        f"cat /tmp/changed > {file}"
+    )
+    assert runner.exec_run(["sh", "-c", change], user="0").exit_code == 0
+    try:
+        told = restore(deployment, "--to", "latest", code=7)
+        assert "does not open it" in told
+        listed = elsapg(deployment.root, "restore", "points", "--stack", deployment.stack)
+        assert "does not open it" in listed.stdout
+    finally:
+        runner.exec_run(
+            ["sh", "-c", f"cat /tmp/kept > {file}; rm /tmp/kept /tmp/changed"], user="0"
+        )
+    assert _postmasters(deployment) == before
