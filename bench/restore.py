@@ -54,9 +54,10 @@ lsn, _ = drill._source(config, drill._standby(config))
 drill._archived(config, lsn)
 began = time.monotonic()
 try:
-    throwaway.restore(config, lsn)
+    plan = drill._plan(config, lsn)
+    throwaway.restore(config, plan)
     copied = time.monotonic() - began
-    with throwaway.running():
+    with throwaway.running(plan):
         print(copied, time.monotonic() - began)
 finally:
     throwaway.clear()

@@ -3,7 +3,7 @@ from that, which backup and which line lead to a target, or why none does.
 
 A line ("timeline") begins where a server was promoted. A failover goes on with the same history;
 a restore jumps back and leaves what came after on the old line, where it can still be reached.
-Pure functions over pgBackRest's `info` and the archive's listing; `elsapg.runner.repository_view`
+Pure functions over pgBackRest's `info` and the archive's listing; `elsapg.runner.pgbackrest`
 reads both.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 import bisect
 import datetime
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -218,7 +218,7 @@ class Archive:
             backup_stopped=iso(backup.stopped),
             segments=needed,
             last={
-                f"{number:08X}": _name(number, self.lines[number].segments[-1][0])
+                f"{number:08X}": segment_name(number, self.lines[number].segments[-1][0])
                 for number in (line.number, *(n for n, _ in line.forks))
                 if number in self.lines and self.lines[number].segments
             },
@@ -310,7 +310,7 @@ class Archive:
         elif target.kind == "time":
             moment = target.time.timestamp()
             for number in range(first, last + 1):
-                came = self._came(line.owner(number), number)
+                came = self.came(line.owner(number), number)
                 if (
                     came is not None
                     and came >= moment
@@ -320,9 +320,10 @@ class Archive:
                     break
         # A backup's own WAL is needed whole, or it is not consistent.
         last = max(last, (backup.stop_lsn - 1) // SEGMENT_BYTES)
-        return [_name(line.owner(number), number) for number in range(first, last + 1)]
+        return [segment_name(line.owner(number), number) for number in range(first, last + 1)]
 
-    def _came(self, timeline: int, number: int) -> float | None:
+    def came(self, timeline: int, number: int) -> float | None:
+        """When a segment reached the archive; None if it is not there."""
         line = self.lines.get(timeline)
         if line is None:
             return None
@@ -330,19 +331,30 @@ class Archive:
         held = at < len(line.segments) and line.segments[at][0] == number
         return line.segments[at][1] if held else None
 
-    def _without_gaps(self, needed: Sequence[str], target: Target, line: Line) -> None:
-        missing = [n for n in needed if self._came(int(n[:8], 16), _number(n)) is None]
+    def missing(
+        self, needed: Sequence[str], line: Line, damaged: Set[str] = frozenset()
+    ) -> list[str]:
+        """Of the segments that recovery to `line` reads, those that are not there, or damaged."""
+
+        def lacks(timeline: int, number: int) -> bool:
+            bad = segment_name(timeline, number) in damaged
+            return bad or self.came(timeline, number) is None
+
         # The first segment of a line may not be full yet; what it holds is on the line before too.
         forks = {left_at // SEGMENT_BYTES: number for number, left_at in line.forks}
-        missing = [
+        return [
             n
-            for n in missing
-            if not (
-                _number(n) in forks
+            for n in needed
+            if lacks(int(n[:8], 16), number_of(n))
+            and not (
+                number_of(n) in forks
                 and n == needed[-1]
-                and self._came(forks[_number(n)], _number(n)) is not None
+                and not lacks(forks[number_of(n)], number_of(n))
             )
         ]
+
+    def _without_gaps(self, needed: Sequence[str], target: Target, line: Line) -> None:
+        missing = self.missing(needed, line)
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             before = self._reachable_before(missing[0])
@@ -352,7 +364,7 @@ class Archive:
             )
 
     def _reachable_before(self, name: str) -> str:
-        line, number = self.lines.get(int(name[:8], 16)), _number(name)
+        line, number = self.lines.get(int(name[:8], 16)), number_of(name)
         held = [came for segment, came in line.segments if segment < number] if line else []
         if not held:
             return "choose a target before it"
@@ -372,7 +384,9 @@ def read(
         file = path.rpartition("/")[2]
         if match := _SEGMENT.fullmatch(file):
             name = match[1]
-            segments.setdefault(int(name[:8], 16), []).append((_number(name), float(entry["time"])))
+            segments.setdefault(int(name[:8], 16), []).append(
+                (number_of(name), float(entry["time"]))
+            )
         elif match := _HISTORY.fullmatch(file):
             created[int(match[1], 16)] = float(entry["time"])
     forks = {number: parse_history(text) for number, text in histories.items()}
@@ -447,11 +461,11 @@ def _order(line: Line) -> tuple[float, int]:
     return (line.since, line.number)
 
 
-def _number(name: str) -> int:
+def number_of(name: str) -> int:
     return int(name[8:16], 16) * _PER_LOG + int(name[16:], 16)
 
 
-def _name(timeline: int, number: int) -> str:
+def segment_name(timeline: int, number: int) -> str:
     return f"{timeline:08X}{number // _PER_LOG:08X}{number % _PER_LOG:08X}"
 
 

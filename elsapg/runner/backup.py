@@ -6,49 +6,20 @@ pgBackRest finds the primary and a standby to copy from by itself, through the n
 from __future__ import annotations
 
 import datetime
-import json
-import subprocess
 from typing import Any, Literal
 
 from croniter import croniter
 
-from elsapg.errors import UnhealthyError
 from elsapg.runner.config import Config
 from elsapg.runner.jobs import say
+from elsapg.runner.pgbackrest import Repository, RepositoryError
 
 Kind = Literal["full", "diff", "incr"]
 
 
-class BackupError(UnhealthyError):
-    """pgBackRest failed; the message is its own."""
-
-
-def pgbackrest(config: Config, *arguments: str) -> str:
-    """Run pgBackRest for the stanza and return what it printed. Raises BackupError."""
-    command = ["pgbackrest", f"--stanza={config.stanza}", *arguments]
-    # It may quote what it could not read, and that is no text.
-    done = subprocess.run(
-        command, capture_output=True, encoding="utf-8", errors="replace", check=False
-    )
-    if done.returncode == 0:
-        return done.stdout
-    if "[029]" in done.stdout + done.stderr:
-        raise BackupError(
-            f"pgbackrest {arguments[-1]} cannot read what is in the repository: it was written "
-            "with another cipher. It is another stack's, or an earlier one's of this name: name an "
-            "empty place (elsapg:archive.bucket or archive.prefix), or give the old cipher back"
-        )
-    output = (done.stderr + done.stdout).strip().splitlines()
-    errors = [line for line in output if "ERROR" in line] or output
-    raise BackupError(
-        f"pgbackrest {arguments[-1]} failed ({done.returncode}): {' '.join(errors)[:800]}"
-    )
-
-
 def info(config: Config) -> dict[str, Any]:
     """pgBackRest's own account of the stanza: backups, archive range, status."""
-    stanzas = json.loads(pgbackrest(config, "--output=json", "info"))
-    return dict(stanzas[0]) if stanzas else {}
+    return Repository(config.stanza).info()
 
 
 def repositories(config: Config) -> range:
@@ -69,18 +40,20 @@ def backup(config: Config, kind: Kind) -> str:
     failures = []
     for number in repositories(config):
         try:
-            pgbackrest(config, f"--repo={number}", f"--type={kind}", "backup")
-        except BackupError as error:
-            failures.append(str(error) if config.repositories == 1 else f"repo{number}: {error}")
+            Repository(config.stanza, number=number).run(f"--type={kind}", "backup")
+        except RepositoryError as error:
+            several = config.repositories > 1
+            failures.append(f"repository {number}: {error}" if several else str(error))
     if failures:
-        raise BackupError("; ".join(failures))
+        raise RepositoryError("; ".join(failures))
     return str(in_repository(info(config), 1)[-1]["label"])
 
 
 def first(config: Config) -> int:
     """Make the stanza, see a WAL segment reach S3, and take a full backup if there is none."""
-    pgbackrest(config, "stanza-create")
-    pgbackrest(config, "check")
+    every = Repository(config.stanza)
+    every.run("stanza-create")
+    every.run("check")
     told = info(config)
     backups = told.get("backup", [])
     if all(in_repository(told, number) for number in repositories(config)):
@@ -94,7 +67,7 @@ def missed(config: Config) -> Kind | None:
     """The backup that was due while nobody ran: this process was being restarted, say."""
     try:
         found = info(config).get("backup", [])
-    except BackupError:
+    except RepositoryError:
         return None  # no stanza yet: the first backup is not ours to take
     return missed_run(config.schedules, found, datetime.datetime.now(datetime.UTC))
 

@@ -20,15 +20,19 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from elsapg.errors import UnhealthyError
+from elsapg.errors import UnhealthyError, UsageError
 from elsapg.runner import backup, jobs, repository, throwaway
+from elsapg.runner.archive import Plan
 from elsapg.runner.config import Config
 from elsapg.runner.dumps import LARGEST_LAG
 from elsapg.runner.jobs import say
 from elsapg.runner.migrations import examine, read_ledger
 from elsapg.runner.patroni import PatroniError
+from elsapg.runner.pgbackrest import SETTLES_S, Repository
+from elsapg.runner.recovery import PrivateServer
 from elsapg.runner.sqlfile import DATABASES, POSTGRES, read_tree
 from elsapg.runner.tables import Content, contents, differences
+from elsapg.runner.target import Target
 
 EVERY = (POSTGRES, *DATABASES)
 _CLASS = 0x656C7361
@@ -114,17 +118,18 @@ def _drill(config: Config, made: Drill) -> None:
         made.lsn, there = _source(config, made.source)
     with timed("archive"):
         _archived(config, made.lsn)
-    made.backup = _label(config, made.lsn)
+    plan = _plan(config, made.lsn)
+    made.backup = plan.backup
     with timed("restore"):
-        throwaway.restore(config, made.lsn)
+        throwaway.restore(config, plan)
     made.database_bytes = sum(f.stat().st_size for f in throwaway.DATA.rglob("*") if f.is_file())
     say(f"drill: {made.backup} restored, recovering to {made.lsn}")
     clock = time.monotonic()
-    with throwaway.running():
+    with throwaway.running(plan) as copy:
         made.seconds["recovery"] = time.monotonic() - clock
         with timed("compare"):
             for database in EVERY:
-                with throwaway.connect(database) as db:
+                with copy.connect(database) as db, db.transaction():
                     here = contents(db)
                 made.findings += differences(database, there[database], here)
                 made.tables += len(here)
@@ -132,7 +137,7 @@ def _drill(config: Config, made: Drill) -> None:
         with timed("amcheck"):
             made.findings += _amcheck()
         with timed("tests"):
-            made.findings += _read_only_tests(Path(config.sql_dir))
+            made.findings += _read_only_tests(copy, Path(config.sql_dir))
 
 
 def _standby(config: Config) -> str:
@@ -227,19 +232,17 @@ def _archived(config: Config, lsn: str) -> None:
     )
 
 
-def _label(config: Config, lsn: str) -> str:
-    """The backup that pgBackRest takes for this target: the newest that ended before it."""
-    ended = [
-        b["label"]
-        for b in backup.info(config).get("backup", [])
-        if _number(b["lsn"]["stop"]) <= _number(lsn)
-    ]
-    return str(ended[-1]) if ended else "?"
-
-
-def _number(lsn: str) -> int:
-    high, _, low = lsn.partition("/")
-    return (int(high, 16) << 32) | int(low, 16)
+def _plan(config: Config, lsn: str) -> Plan:
+    """How a restore to there would go. Raises UsageError for WAL that is missing."""
+    target, deadline = Target("lsn", lsn), time.monotonic() + SETTLES_S
+    while True:
+        try:
+            return Repository(config.stanza).archive().plan(target)
+        except UsageError:
+            # A segment may be archived after the one behind it.
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.5)
 
 
 def _amcheck() -> list[str]:
@@ -256,19 +259,18 @@ def _amcheck() -> list[str]:
     return [f"pg_amcheck: {' '.join(lines[:6])[:500]}"]
 
 
-def _read_only_tests(sql_dir: Path) -> list[str]:
+def _read_only_tests(copy: PrivateServer, sql_dir: Path) -> list[str]:
     """What should hold of any copy of these databases."""
     found: list[str] = []
     tree = read_tree(sql_dir)
     for database in DATABASES:
-        with throwaway.connect(database) as db:
+        with copy.connect(database) as db:
             db.execute("SET default_transaction_read_only = on")
             for step in examine(database, tree.migrations[database], read_ledger(db)):
                 if step.problem:
                     found.append(f"{database}: {step.problem}")
             found += [f"{database}: {text}" for text in _structure(db)]
             found += [f"{database}: {text}" for text in _row_security(db)]
-            db.rollback()
     return found
 
 

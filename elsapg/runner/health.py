@@ -16,6 +16,7 @@ from croniter import croniter
 
 from elsapg.runner import backup, dumps, jobs, repository
 from elsapg.runner.config import Config
+from elsapg.runner.pgbackrest import RepositoryError
 from elsapg.runner.s3 import Bucket, S3Error
 from elsapg.runner.sealed import SealError
 
@@ -48,7 +49,7 @@ def overview(config: Config) -> dict[str, Any]:
         for number in backup.repositories(config):
             for text in _backups(config, info, number, since, now):
                 problem("backup", text)
-    except backup.BackupError as error:
+    except RepositoryError as error:
         problem("backup", str(error))
     found: list[dumps.Dump] | None = None
     try:

@@ -1,4 +1,4 @@
-"""Runs pgBackRest and reads its repository for `elsapg.runner.archive`: the one that this container
+"""Runs pgBackRest and reads its repositories for `elsapg.runner.archive`: those that this container
 is configured for, or another one, read only, by a configuration file of its own.
 """
 
@@ -7,16 +7,19 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from elsapg.errors import DeploymentError
 from elsapg.runner import archive
 
 STANZA = "elsa"
-_CRYPTO = ("cipher header invalid", "unable to flush", "[031]", "CryptoError", "[095]")
+SETTLES_S = 5.0
+_T = TypeVar("_T")
+_CRYPTO = ("cipher header invalid", "unable to flush", "[029]", "CryptoError", "[095]")
 _AWAY = ("HostConnectError", "unable to connect", "unable to get address", "timeout", "[049]")
 
 
@@ -26,10 +29,18 @@ class RepositoryError(DeploymentError):
 
 @dataclass(frozen=True)
 class Repository:
-    """A stanza's repository. `config`: a pgBackRest configuration other than the container's."""
+    """A stanza's repository, or all of them: WAL goes to each, a backup lies in one.
+
+    `config`: a pgBackRest configuration other than the container's. `number`: one of them only.
+    """
 
     stanza: str = STANZA
     config: Path | None = None
+    number: int | None = None
+
+    def at(self, number: int) -> Repository:
+        """One of them."""
+        return replace(self, number=number)
 
     def command(self, *arguments: str, stanza: bool = True) -> list[str]:
         """The words of a pgBackRest command."""
@@ -38,6 +49,8 @@ class Repository:
             words.append(f"--config={self.config}")
         if stanza:
             words.append(f"--stanza={self.stanza}")
+        if self.number is not None:
+            words.append(f"--repo={self.number}")
         return [*words, *arguments]
 
     def environment(self) -> dict[str, str]:
@@ -50,7 +63,9 @@ class Repository:
         done = subprocess.run(
             self.command(*arguments, stanza=stanza),
             capture_output=True,
-            text=True,
+            # It may quote what it could not read, and that is no text.
+            encoding="utf-8",
+            errors="replace",
             check=False,
             env=self.environment(),
         )
@@ -61,17 +76,16 @@ class Repository:
     def info(self) -> dict[str, Any]:
         """pgBackRest's own account: backups, archive range, status; {} if there is no stanza.
 
-        Raises RepositoryError when the repository cannot be read.
+        Raises RepositoryError when no repository can be read: one is enough to restore from.
         """
         found = json.loads(self.run("--output=json", "info"))
         if not found:
             return {}
         stanza = dict(found[0])
-        for repository in stanza.get("repo", []):
-            status = repository.get("status", {})
-            # 99: not readable: the wrong key, or S3 does not answer. It still exits with 0.
-            if status.get("code") == 99:
-                raise RepositoryError(explain(("info",), 99, str(status.get("message"))))
+        states = [repository.get("status", {}) for repository in stanza.get("repo", [])]
+        # 99: not readable: the wrong key, or S3 does not answer. It still exits with 0.
+        if states and all(state.get("code") == 99 for state in states):
+            raise RepositoryError(explain(("info",), 99, str(states[0].get("message"))))
         return stanza
 
     def archive(self) -> archive.Archive:
@@ -82,16 +96,37 @@ class Repository:
                 f"the repository holds no stanza {self.stanza!r}: nothing was ever archived there; "
                 "see that archive.bucket and archive.prefix are those of the backups"
             )
-        newest = info["db"][-1]
-        folder = f"archive/{self.stanza}/{newest['version']}-{newest['id']}"
-        listed = self.run("--output=json", "--recurse", "repo-ls", folder, stanza=False)
-        listing = {k: v for k, v in json.loads(listed).items() if v.get("type") == "file"}
-        histories = {
-            int(path[:8], 16): self.run("repo-get", f"{folder}/{path}", stanza=False)
-            for path in listing
-            if path.endswith(".history")
-        }
+        listing: dict[str, Any] = {}
+        histories: dict[int, str] = {}
+        # Of each repository the newest: a major upgrade begins another.
+        for number, newest in {db.get("repo-key", 1): db for db in info["db"]}.items():
+            one, folder = (
+                self.at(number),
+                f"archive/{self.stanza}/{newest['version']}-{newest['id']}",
+            )
+            listed = json.loads(
+                one.run("--output=json", "--recurse", "repo-ls", folder, stanza=False)
+            )
+            files = {path: entry for path, entry in listed.items() if entry.get("type") == "file"}
+            listing |= files
+            histories |= {
+                int(path[:8], 16): one.run("repo-get", f"{folder}/{path}", stanza=False)
+                for path in files
+                if path.endswith(".history")
+            }
         return archive.read(info, listing, histories)
+
+
+def settle(look: Callable[[], _T], unsure: Callable[[_T], bool]) -> _T:
+    """What `look` comes to once it is sure, or after SETTLES_S seconds.
+
+    WAL is pushed by several processes, so that a segment may come after the one behind it: for a
+    moment that looks like a gap.
+    """
+    deadline = time.monotonic() + SETTLES_S
+    while unsure(found := look()) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return found
 
 
 def explain(arguments: Sequence[str], code: int, output: str) -> str:
@@ -102,7 +137,13 @@ def explain(arguments: Sequence[str], code: int, output: str) -> str:
     command = next((word for word in arguments if not word.startswith("-")), "pgbackrest")
     hint = ""
     if any(word in told for word in _CRYPTO):
-        hint = "; the key of the repository (repository-cipher) does not open it: use the right one"
-    elif any(word in told for word in _AWAY):
+        # What it could not read is quoted in its words.
+        return (
+            f"pgbackrest {command} cannot read what is in the repository: it was written with "
+            "another key (repository-cipher). It is another stack's, or an earlier one's of this "
+            "name: give the old key back, or name an empty place (elsapg:archive.bucket or "
+            "archive.prefix)"
+        )
+    if any(word in told for word in _AWAY):
         hint = "; S3 does not answer: see that it runs and can be reached, then run this again"
     return f"pgbackrest {command} failed ({code}): {told}{hint}"

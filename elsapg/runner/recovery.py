@@ -116,7 +116,8 @@ def _without_recovery_settings(path: Path) -> None:
 class PrivateServer:
     """PostgreSQL on `data`, for recovery alone. `work`: a folder for its log and what WAL says.
 
-    `minimum`: parameters of the running cluster that must not be smaller here.
+    `minimum`: parameters of the running cluster that must not be smaller here. `settings`: what is
+    set beside, or instead of, what recovery needs.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class PrivateServer:
         minimum: Mapping[str, Any] | None = None,
         archive: bool = True,
         sockets: Path = Path("/tmp/elsapg-recovery"),
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         self.data = data
         self.work = work
@@ -135,6 +137,7 @@ class PrivateServer:
         self._minimum = dict(minimum or {})
         self._archive = archive
         self._sockets = sockets
+        self._settings = dict(settings or {})
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -172,6 +175,7 @@ class PrivateServer:
             "restore_command": self._restore_command(),
             **self._floor(),
             **_recovery_settings(plan, with_target),
+            **self._settings,
         }
         words = ["postgres", "-D", str(self.data)]
         for name, value in settings.items():
@@ -195,9 +199,9 @@ class PrivateServer:
             floor[parameter] = max(int(value) for value in values)
         return floor
 
-    def connect(self) -> psycopg.Connection[Any]:
+    def connect(self, database: str = "postgres") -> psycopg.Connection[Any]:
         return psycopg.connect(
-            host=str(self._sockets), user="postgres", dbname="postgres", autocommit=True
+            host=str(self._sockets), user="postgres", dbname=database, autocommit=True
         )
 
     def wait(self, plan: Plan, say: Say, stopped: Callable[[], bool]) -> Reached:
@@ -276,6 +280,12 @@ class PrivateServer:
 
     def promote(self) -> int:
         """Begin a new line here, and stop cleanly. Returns its number."""
+        line = self.open()
+        stop(self.data)
+        return line
+
+    def open(self) -> int:
+        """Begin a new line here: it takes writes. Returns its number."""
         with self.connect() as db:
             recovering = db.execute("SELECT pg_is_in_recovery()").fetchone()
             if recovering == (True,):
@@ -284,7 +294,6 @@ class PrivateServer:
             db.execute("CHECKPOINT")
             row = db.execute("SELECT timeline_id FROM pg_control_checkpoint()").fetchone()
         assert row is not None
-        stop(self.data)
         return int(row[0])
 
 

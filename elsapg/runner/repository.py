@@ -39,13 +39,19 @@ class Repository:
         return f"{self.bucket}{self.prefix}"
 
 
-def read(config: Path | None = None, includes: Path | None = None) -> Repository:
-    """The repository of pgBackRest's files. Raises MissingError for what they lack."""
+def options(config: Path | None = None, includes: Path | None = None) -> Mapping[str, str]:
+    """Everything that pgBackRest is told for all of its commands; secrets among it."""
     config = config or Path(os.environ.get("PGBACKREST_CONFIG", CONFIG))
     includes = includes or Path(os.environ.get("PGBACKREST_CONFIG_INCLUDE_PATH", INCLUDES))
     found = configparser.ConfigParser(interpolation=None, delimiters=("=",), strict=False)
     found.read([config, *sorted(includes.glob("*.conf"))], encoding="utf-8")
-    told: Mapping[str, str] = dict(found["global"]) if found.has_section("global") else {}
+    return dict(found["global"]) if found.has_section("global") else {}
+
+
+def read(config: Path | None = None, includes: Path | None = None) -> Repository:
+    """The repository of pgBackRest's files. Raises MissingError for what they lack."""
+    config = config or Path(os.environ.get("PGBACKREST_CONFIG", CONFIG))
+    told = options(config, includes)
 
     def need(key: str) -> str:
         if not told.get(key):

@@ -107,11 +107,11 @@ from elsapg.runner.config import Config
 real = throwaway.running
 @contextlib.contextmanager
 def damaged(*arguments):
-    with real(*arguments):
-        with throwaway.connect('elsa_workflows') as db:
+    with real(*arguments) as copy:
+        with copy.connect('elsa_workflows') as db:
             db.execute('DELETE FROM elsa_workflows.workflow_instances WHERE id = %s', ('i7',))
             db.execute('UPDATE "Elsa"."Odd Table" SET f = f + 1 WHERE "Id" = 5')
-        yield
+        yield copy
 throwaway.running = damaged
 try:
     drill.drill(Config.load())

@@ -43,7 +43,10 @@ CONTEXTS: Mapping[str, tuple[str, ...]] = {
     ),
     "haproxy": (),
     "pgbouncer": ("images/bin/gate", "images/bin/pool-gate", "images/bin/reload-on-change"),
-    "runner": ("elsapg/__init__.py", "elsapg/errors.py", "elsapg/runner", "bootstrap_sql"),
+    "runner": (
+        *("elsapg/__init__.py", "elsapg/errors.py", "elsapg/runner", "bootstrap_sql"),
+        "images/bin/wal-get",
+    ),
 }
 
 
