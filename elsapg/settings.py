@@ -550,6 +550,12 @@ class KubernetesSettings(_Model):
     storage_class: str | None = Field(
         default=None, pattern=rf"^{_DNS_NAME}$", description="The cluster's default if unset."
     )
+    scratch_volume_size: str | None = Field(
+        default=None,
+        pattern=_SIZE,
+        description="A volume of the storage class for each dump and restore drill while it runs, "
+        "with room for all data; the machine's own disk (emptyDir) if unset.",
+    )
     secrets: Literal["pulumi", "external", "cluster"] = Field(
         default="pulumi",
         description="Who makes the Secrets: Pulumi; External Secrets, out of a store; or `elsapg "

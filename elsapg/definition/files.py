@@ -255,19 +255,14 @@ _PGBACKREST = frozenset(
 )
 
 
-def _select(
-    client: str,
-    paths: Set[str],
-    settings: Settings,
-    secrets: Secrets,
-    more: Mapping[str, Any] | None = None,
-) -> tuple[File, ...]:
-    """Of what the runner image's commands read: runner.json, `paths`, and one client's keys.
+def schedule_config(settings: Settings) -> dict[str, Any]:
+    """What the runner's schedule is told: hosts, paths and times, and no secret."""
+    return {**_runner_config(settings), **_jobs(settings)}
 
-    `more` goes into runner.json: what this command alone reads, so that no other runs again for it.
-    """
+
+def _runner_config(settings: Settings) -> dict[str, Any]:
     tls = f"{t.CONFIG_DIR}/tls"
-    config = {
+    return {
         "nodes": list(t.node_names(settings)),
         "patroni_port": t.PATRONI_PORT,
         "primary": {"host": t.PRIMARY_HOST, "port": t.PG_PORT},
@@ -283,8 +278,21 @@ def _select(
             "full": settings.archive.full_schedule,
             "incr": settings.archive.incremental_schedule,
         },
-        **(more or {}),
     }
+
+
+def _select(
+    client: str,
+    paths: Set[str],
+    settings: Settings,
+    secrets: Secrets,
+    more: Mapping[str, Any] | None = None,
+) -> tuple[File, ...]:
+    """Of what the runner image's commands read: runner.json, `paths`, and one client's keys.
+
+    `more` goes into runner.json: what this command alone reads, so that no other runs again for it.
+    """
+    config = {**_runner_config(settings), **(more or {})}
     files = (
         File("runner.json", json.dumps(config, indent=2)),
         File("dynamic.json", json.dumps(dynamic_configuration(settings), indent=2, sort_keys=True)),

@@ -19,7 +19,6 @@ from elsapg.runner import (
     configure,
     drill,
     dumps,
-    health,
     points,
     schedule,
     versions,
@@ -42,7 +41,6 @@ _ANSWERS: dict[str, Callable[[argparse.Namespace], str]] = {
     "dump": lambda given: json.dumps(
         dumps.dump(Config.load(), plain=given.plain, accept_smaller=given.accept_smaller).as_json()
     ),
-    "overview": lambda _: json.dumps(health.overview(Config.load())),
 }
 _POINTS = ("restore-points", "restore-plan", "restore-mark", "recovery-check")
 

@@ -2,11 +2,16 @@
 
 Overdue is counted from the schedule, by the runner's own reckoning: a job is late when its last due
 time is more than LATE_S past, the stack was there then, and nothing good came after it.
+
+It is asked of a node, since there need not be a runner that waits for questions: `python3 -m
+elsapg.runner.health`, with the runner's configuration (which holds no secret) as its argument.
 """
 
 from __future__ import annotations
 
 import datetime
+import json
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +19,7 @@ from typing import Any
 import psycopg
 from croniter import croniter
 
+from elsapg.errors import ElsapgError
 from elsapg.runner import backup, dumps, jobs, repository
 from elsapg.runner.config import Config
 from elsapg.runner.pgbackrest import RepositoryError
@@ -31,8 +37,14 @@ WAY_OUT = {
 }
 
 
+SOCKETS = "/run/postgresql"
+
+
 def overview(config: Config) -> dict[str, Any]:
-    """Dumps, runs and problems, for whoever shows them. Each part can fail alone."""
+    """Dumps, runs and problems, for whoever shows them. Each part can fail alone.
+
+    The record is read on the node itself.
+    """
     where = repository.read()
     now = time.time()
     told: dict[str, Any] = {"now": now, "dumps": [], "runs": {}, "problems": []}
@@ -59,7 +71,8 @@ def overview(config: Config) -> dict[str, Any]:
         problem("dump", f"the dumps cannot be read: {error}")
     runs: Mapping[str, Mapping[str, Any]] | None = None
     try:
-        runs = jobs.latest(config, where.name)
+        with psycopg.connect(f"host={SOCKETS} user=postgres dbname=postgres") as db:
+            runs = jobs.latest(db, where.name)
         told["runs"] = runs
     except psycopg.Error as error:
         problem("record", f"the record cannot be read: {' '.join(str(error).split())}")
@@ -121,3 +134,17 @@ def overdue(due: float, done: float, since: float | None, now: float) -> bool:
 
 def _utc(seconds: float) -> str:
     return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M}Z"
+
+
+def main() -> int:
+    """Print the overview; a failure is one line on standard error."""
+    try:
+        print(json.dumps(overview(Config(**json.loads(sys.argv[1])))))
+    except (ElsapgError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -88,30 +88,29 @@ def _end(config: Config, number: int, ok: bool, message: str, report: dict[str, 
         say(f"run {number} {'succeeded' if ok else 'failed'}, which could not be recorded: {told}")
 
 
-def latest(config: Config, repository: str) -> dict[str, dict[str, Any]]:
+def latest(db: psycopg.Connection[Any], repository: str) -> dict[str, dict[str, Any]]:
     """Of each job the last run, the last that ended, and the last good one (Unix times)."""
     columns = (
         "r.job, extract(epoch FROM r.started_at)::float8,"
         " extract(epoch FROM r.finished_at)::float8, r.ok, r.message, r.report"
     )
     found: dict[str, dict[str, Any]] = {}
-    with connect(config) as db:
-        for kind, which in (
-            ("last", "true"),
-            ("ended", "r.finished_at IS NOT NULL"),
-            ("good", "r.ok"),
-        ):
-            rows = db.execute(
-                f"SELECT DISTINCT ON (r.job) {columns} FROM recovery.run AS r"  # noqa: S608
-                f" WHERE r.repository = %s AND {which} ORDER BY r.job, r.id DESC",
-                (repository,),
-            )
-            for job, started, finished, ok, message, report in rows.fetchall():
-                found.setdefault(job, {})[kind] = {
-                    "started": started,
-                    "finished": finished,
-                    "ok": ok,
-                    "message": message,
-                    "report": report,
-                }
+    for kind, which in (
+        ("last", "true"),
+        ("ended", "r.finished_at IS NOT NULL"),
+        ("good", "r.ok"),
+    ):
+        rows = db.execute(
+            f"SELECT DISTINCT ON (r.job) {columns} FROM recovery.run AS r"  # noqa: S608
+            f" WHERE r.repository = %s AND {which} ORDER BY r.job, r.id DESC",
+            (repository,),
+        )
+        for job, started, finished, ok, message, report in rows.fetchall():
+            found.setdefault(job, {})[kind] = {
+                "started": started,
+                "finished": finished,
+                "ok": ok,
+                "message": message,
+                "report": report,
+            }
     return found

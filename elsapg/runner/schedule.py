@@ -144,7 +144,8 @@ def _missed(config: Config, job: str, words: str) -> bool:
             found = dumps.dumps(Bucket(where), str(config.dump["prefix"]), where.cipher)
             done = found[-1].when.timestamp() if found else 0.0
         else:
-            good = jobs.latest(config, where.name).get(job, {}).get("good", {})
+            with jobs.connect(config) as db:
+                good = jobs.latest(db, where.name).get(job, {}).get("good", {})
             done = float(good.get("started") or 0.0)
     except Exception as error:
         say(f"{job}: cannot tell whether one was missed: {' '.join(str(error).split())}")

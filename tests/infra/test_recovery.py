@@ -11,19 +11,18 @@ from elsapg.services.recovery import Overview, overview
 from tests.infra.facts import Facts, NotSo, judge, none
 
 JOBS = ("dump", "drill", "check")
-SEE = "docs/backups.md; `docker logs` of the runner says what it tried"
+SEE = "docs/backups.md; the log of the runner says what it tried"
 
 
 @pytest.fixture(scope="session")
 def found(facts: Facts) -> Overview:
-    facts.need("runner")
     if "s3" in facts.unit_names:
         facts.need("s3")
     facts.primary()
     try:
         return overview(facts.deployment)
     except (ElsapgError, ValueError) as error:
-        raise NotSo(f"the runner does not answer: {error}", SEE) from None
+        raise NotSo(str(error), SEE) from None
 
 
 def _of(found: Overview, *jobs: str) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 from elsapg.definition import topology as t
 from elsapg.services.deployment import Deployment
+from elsapg.services.recovery import Trouble, overview
 from elsapg.services.verify import verify
 from elsapg.targets.docker import daemon as d
 from tests.stacks import elsapg
@@ -50,13 +51,16 @@ ORDER BY 1
 # Rights, policies, columns, indexes, constraints, functions: what a dump has to bring along.
 SHAPE = r"""
 SET search_path = '';
-SELECT concat_ws(' ', 'r', c.oid::regclass, c.relkind, c.relowner::regrole, c.relacl,
+SELECT concat_ws(' ', 'r', c.oid::regclass, c.relkind, c.relowner::regrole,
+    -- None is the same as the default written out.
+    coalesce(c.relacl, acldefault(CASE c.relkind WHEN 'S' THEN 's' ELSE 'r' END, c.relowner)),
     c.relrowsecurity, c.relforcerowsecurity)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname NOT LIKE 'pg\_%' AND n.nspname <> 'information_schema' AND c.relkind <> 't'
 UNION ALL SELECT concat_ws(' ', 'p', schemaname, tablename, policyname, roles, cmd, qual)
 FROM pg_policies
-UNION ALL SELECT concat_ws(' ', 'f', p.oid::regprocedure, p.proowner::regrole, p.proacl)
+UNION ALL SELECT concat_ws(' ', 'f', p.oid::regprocedure, p.proowner::regrole,
+    coalesce(p.proacl, acldefault('f', p.proowner)))
 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
 WHERE n.nspname NOT LIKE 'pg\_%' AND n.nspname <> 'information_schema'
 UNION ALL SELECT concat_ws(' ', 'c', conrelid::regclass, conname, convalidated)
@@ -99,8 +103,8 @@ class ArchiveStack:
         assert not found.broken, found.broken
         return {check.name for check in found.failures}
 
-    def problems(self) -> list[str]:
-        return list(json.loads(self.deployment.runner("overview"))["problems"])
+    def problems(self) -> tuple[Trouble, ...]:
+        return overview(self.deployment).problems
 
     def dumps(self) -> list[str]:
         return [d["label"] for d in json.loads(self.elsapg("dump", "list", "--json"))]

@@ -94,7 +94,7 @@ def test_what_is_wrong_with_the_copy_is_found(archived: ArchiveStack) -> None:
     assert "without a tenant sees 3000 rows, not 0" in told
     gone(archived)
     assert archived.red("recovery") == {"test_drills_prove_that_backups_can_be_restored"}
-    assert any("the last restore drill failed" in p["text"] for p in archived.problems())
+    assert any("the last restore drill failed" in p.text for p in archived.problems())
 
 
 def test_rows_that_differ_are_found(archived: ArchiveStack) -> None:

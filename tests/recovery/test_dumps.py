@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from elsapg.definition.files import schedule_config
+from elsapg.services.recovery import overview
 from tests.recovery.archive_stack import CONTENTS, SHAPE, ArchiveStack
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
@@ -33,9 +35,9 @@ def test_it_comes_from_the_standby_and_is_listed(dumped: ArchiveStack) -> None:
     [*_, last] = json.loads(dumped.elsapg("dump", "list", "--json"))
     assert last["source"].endswith("(standby)")
     assert last["databases"] == ["elsa_workflows", "elsa_runtime"]
-    status = json.loads(dumped.deployment.runner("overview"))
-    assert status["runs"]["dump"]["ended"]["ok"]
-    assert [p for p in status["problems"] if p["job"] == "dump"] == []
+    found = overview(dumped.deployment)
+    assert [run.ok for run in found.ended if run.job == "dump"] == [True]
+    assert [p for p in found.problems if p.job == "dump"] == []
 
 
 @pytest.mark.parametrize("database", ["elsa_workflows", "elsa_runtime"])
@@ -148,8 +150,8 @@ def failed(stack: ArchiveStack, process_output: str, *says: str) -> None:
     for text in says:
         assert text in process_output
     assert OLD in stack.dumps()
-    [problem] = [p for p in stack.problems() if p["job"] == "dump"]
-    assert problem["text"].startswith("the last dump failed")
+    [problem] = [p for p in stack.problems() if p.job == "dump"]
+    assert problem.text.startswith("the last dump failed")
     assert "dump" not in stack.shell("runner", "ls /var/lib/elsapg")
 
 
@@ -293,14 +295,16 @@ def test_one_that_hangs_is_seen(dumped: ArchiveStack) -> None:
 
 def test_what_is_overdue_is_seen(dumped: ArchiveStack) -> None:
     # In four days, with nothing done since.
-    told = dumped.python("""
-import json, time
+    script = """
+import sys, time
 now = time.time() + 9 * 86400
 time.time = lambda: now
 from elsapg.runner import health
-from elsapg.runner.config import Config
-for problem in health.overview(Config.load())['problems']:
-    print(problem['text'])
-""")
+sys.exit(health.main())
+"""
+    told = dumped.deployment.hosts.run(
+        dumped.deployment.primary(),
+        *("python3", "-c", script, json.dumps(schedule_config(dumped.deployment.settings))),
+    ).output
     for job in ("dump", "restore drill", "check of the repository"):
         assert f"a {job} was due" in told

@@ -51,6 +51,7 @@ OTHERS: dict[str, Any] = {
         "cert_manager": True,
         "cert_manager_issuer": "of-the-stack",
         "s3_ports": [7070],
+        "scratch_volume_size": "20Gi",
     },
 }
 

@@ -48,6 +48,8 @@ class Healthy:
         self.used = "41"
 
     def run(self, _unit: str, *command: str, **_options: Any) -> Completed:
+        if "elsapg.runner.health" in command:
+            return Completed(0, json.dumps(self.overview))
         if command[0] == "df":
             return Completed(0, f"Filesystem\n/dev/x 100 41 2048000 {self.used}% /\n")
         return Completed(0, self.journal)
@@ -74,10 +76,6 @@ class Healthy:
 
     def query(self, node: str, sql: str) -> list[list[str]]:
         return [self.archiver]
-
-    def runner(self, command: str, timeout: int = 0) -> str:
-        assert command == "overview"
-        return json.dumps(self.overview)
 
     def pooler_console(self, pooler: str, command: str) -> list[dict[str, str]]:
         if command == "SHOW DATABASES":

@@ -24,8 +24,9 @@ from elsapg.targets.docker.resources import (
 
 # Of the runner's modules those that a node has: a change of any other leaves the nodes alone.
 NODE_MODULES = (
-    *("__init__", "archive", "config", "dumps", "found", "gates", "handover", "jobs", "patroni"),
-    *("pgbackrest", "recovery", "repository", "restore", "s3", "sealed", "target", "undump"),
+    *("__init__", "archive", "backup", "config", "dumps", "found", "gates", "handover", "health"),
+    *("jobs", "patroni", "pgbackrest", "recovery", "repository", "restore", "s3", "sealed"),
+    *("target", "undump"),
 )
 # What each image is made of, beside the Dockerfile: a change of SQL rebuilds the runner only.
 CONTEXTS: Mapping[str, tuple[str, ...]] = {
