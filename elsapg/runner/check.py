@@ -92,7 +92,7 @@ def _check(one: Repository) -> Checked:
         damaged = _verify(one)
         return settle(
             lambda: judge(one.archive(), damaged),
-            lambda found: bool(found.failures) > bool(damaged),
+            lambda found: bool(found.failures) and not damaged,
         )
     except (RepositoryError, CheckError) as error:
         return Checked(failures=[str(error)])
