@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,12 @@ from elsapg.errors import DeploymentError
 from elsapg.runner import archive
 
 STANZA = "elsa"
-_CRYPTO = ("cipher header invalid", "unable to flush", "[031]", "CryptoError", "[095]")
+LOOK_TIMEOUT_S = 10
+# A wrong key is found out by what it decrypts: by its padding, or else as a file of nonsense.
+_CRYPTO = (
+    *("cipher header invalid", "unable to flush", "[031]", "CryptoError", "[095]"),
+    *("key/value found outside of section", "FormatError"),
+)
 _AWAY = ("HostConnectError", "unable to connect", "unable to get address", "timeout", "[049]")
 
 
@@ -51,6 +57,8 @@ class Repository:
             self.command(*arguments, stanza=stanza),
             capture_output=True,
             text=True,
+            # Of a file that was decrypted with the wrong key it quotes whatever came out.
+            errors="replace",
             check=False,
             env=self.environment(),
         )
@@ -63,7 +71,9 @@ class Repository:
 
         Raises RepositoryError when the repository cannot be read.
         """
-        found = json.loads(self.run("--output=json", "info"))
+        # By default it waits three times half a minute for an S3 that does not answer.
+        text = self.run("--output=json", f"--io-timeout={LOOK_TIMEOUT_S}", "info")
+        found = json.loads(text, strict=False)
         if not found:
             return {}
         stanza = dict(found[0])
@@ -97,12 +107,20 @@ class Repository:
 def explain(arguments: Sequence[str], code: int, output: str) -> str:
     """pgBackRest's error in one line, with what to do about the usual ones."""
     lines = [line.strip() for line in output.strip().splitlines() if line.strip()]
-    told = " ".join([line for line in lines if "ERROR" in line] or lines[-3:])[-600:]
+    told = " ".join([line for line in lines if "ERROR" in line] or lines[-3:])
+    if not told.isascii() or not told.isprintable():
+        # Up to what was quoted of a file that is no text.
+        told = re.split(r"[^ -~]", told, maxsplit=1)[0].strip() + " …"
+    told = told[-600:]
     # The command stands behind its options, and before its own arguments.
     command = next((word for word in arguments if not word.startswith("-")), "pgbackrest")
     hint = ""
     if any(word in told for word in _CRYPTO):
-        hint = "; the key of the repository (repository-cipher) does not open it: use the right one"
+        hint = (
+            "; the key of the repository (repository-cipher) does not open it: use the right one"
+            if command == "info"
+            else "; it is damaged, or encrypted with another key"
+        )
     elif any(word in told for word in _AWAY):
         hint = "; S3 does not answer: see that it runs and can be reached, then run this again"
     return f"pgbackrest {command} failed ({code}): {told}{hint}"

@@ -254,7 +254,7 @@ class PrivateServer:
 
     def _problem(self) -> str:
         try:
-            return self.problem.read_text(encoding="utf-8").strip()
+            return self.problem.read_text(encoding="utf-8", errors="replace").strip()
         except FileNotFoundError:
             return ""
 

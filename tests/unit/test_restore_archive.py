@@ -10,6 +10,7 @@ import pytest
 from elsapg.errors import UsageError
 from elsapg.runner import archive
 from elsapg.runner.archive import Archive
+from elsapg.runner.pgbackrest import explain
 from elsapg.runner.target import Target, show_lsn
 
 MB16 = archive.SEGMENT_BYTES
@@ -203,3 +204,24 @@ def test_nothing_at_all() -> None:
     assert empty.windows() == []
     with pytest.raises(UsageError):
         empty.plan(Target("latest"))
+
+
+@pytest.mark.parametrize(
+    ("command", "output", "told"),
+    [
+        (
+            "info",
+            "[FormatError] key/value found outside of section at line 1: \x03\ufffdjh",
+            "key of",
+        ),
+        ("info", "ERROR: [031]: cipher header invalid", "key of the repository"),
+        ("archive-get", "ERROR: [095]: unable to flush", "damaged, or encrypted with another key"),
+        ("info", "ERROR: [049]: unable to connect to 's3:9000'", "S3 does not answer"),
+    ],
+)
+def test_pgbackrests_errors_are_explained(command: str, output: str, told: str) -> None:
+    """Also those that quote a file which the wrong key made nonsense of; without the nonsense."""
+    text = explain(("--set=x", command), 95, output)
+    assert text.startswith(f"pgbackrest {command} failed (95): ")
+    assert told in text
+    assert "\ufffd" not in text and "\x03" not in text
