@@ -106,21 +106,18 @@ class Repository:
 
 def explain(arguments: Sequence[str], code: int, output: str) -> str:
     """pgBackRest's error in one line, with what to do about the usual ones."""
-    lines = [line.strip() for line in output.strip().splitlines() if line.strip()]
-    told = " ".join([line for line in lines if "ERROR" in line] or lines[-3:])
-    if not told.isascii() or not told.isprintable():
-        # Up to what was quoted of a file that is no text.
-        told = re.split(r"[^ -~]", told, maxsplit=1)[0].strip() + " …"
-    told = told[-600:]
+    # Of a file that is no text, only what comes before the quotation.
+    lines = [re.split(r"[^ -~]", line, maxsplit=1)[0].strip() for line in output.split("\n")]
+    told = " ".join([line for line in lines if "ERROR" in line] or list(filter(None, lines))[:3])
     # The command stands behind its options, and before its own arguments.
     command = next((word for word in arguments if not word.startswith("-")), "pgbackrest")
     hint = ""
-    if any(word in told for word in _CRYPTO):
+    if any(word in output for word in _CRYPTO):
         hint = (
             "; the key of the repository (repository-cipher) does not open it: use the right one"
             if command == "info"
             else "; it is damaged, or encrypted with another key"
         )
-    elif any(word in told for word in _AWAY):
+    elif any(word in output for word in _AWAY):
         hint = "; S3 does not answer: see that it runs and can be reached, then run this again"
-    return f"pgbackrest {command} failed ({code}): {told}{hint}"
+    return f"pgbackrest {command} failed ({code}): {told[-600:]}{hint}"

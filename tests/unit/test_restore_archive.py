@@ -211,7 +211,7 @@ def test_nothing_at_all() -> None:
     [
         (
             "info",
-            "[FormatError] key/value found outside of section at line 1: \x03\ufffdjh",
+            "[FormatError] key/value found outside of section at line 1: \x03\ufffdjh\nHINT: \x03",
             "key of",
         ),
         ("info", "ERROR: [031]: cipher header invalid", "key of the repository"),
