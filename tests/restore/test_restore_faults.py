@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from elsapg.services.deployment import Deployment
+from elsapg.targets.docker import daemon as d
 from tests.chaos.faults import Faults
 from tests.restore.commands import iso, restore
 from tests.restore.data import clock, sums
@@ -93,6 +94,56 @@ def test_missing_and_damaged_segments(filled: Deployment, faults: Faults) -> Non
     faults.container("s3").exec_run(["mv", f"{BUCKET}/aside", path], user="999")
     restore(deployment, "--no-verify")
     assert sums(deployment) == good
+
+
+_ELSEWHERE = """
+from elsapg.errors import ElsapgError
+from elsapg.runner import found, recovery
+repository = found.source()
+plan = found.plan(repository, {"to": "latest"})
+found.DATA.mkdir(0o700)
+server = recovery.PrivateServer(found.DATA, found.WORK, repository, archive=False)
+try:
+    recovery.fetch(repository, plan, found.DATA, found.WORK, found.say, found._never)
+    server.start(plan)
+    server.wait(plan, found.say, found._never)
+except ElsapgError as error:
+    print("error:", error)
+finally:
+    recovery.stop(found.DATA)
+"""
+
+
+def test_disk_full(filled: Deployment, faults: Faults) -> None:
+    """A disk too small for the backup, and one too small for the WAL: named, nothing promoted.
+
+    On a disk of its own beside the nodes', with their files: theirs is the machine's.
+    """
+    for _ in range(5):
+        _segment(filled)
+    node = faults.container("pg-1")
+    network, *_ = node.attrs["NetworkSettings"]["Networks"]
+    backup = filled.backup_info()["backup"][-1]["info"]["size"] // 2**20
+
+    def recover_on(megabytes: int) -> str:
+        with d.daemon(timeout=120) as client:
+            return client.containers.run(
+                node.image,
+                ["python3", "-c", _ELSEWHERE],
+                user="999:999",
+                network=network,
+                tmpfs={"/var/lib/postgresql": f"size={megabytes}m,uid=999,gid=999,mode=0700"},
+                volumes={filled.hosts.physical("pg-1-config"): {"bind": "/etc/elsapg"}},
+                labels={d.STACK_LABEL: filled.stack, d.UNIT_LABEL: "small-disk"},
+                stderr=True,
+                remove=True,
+            ).decode()
+
+    told = recover_on(backup // 2)
+    assert "pgbackrest restore failed" in told and "the disk is full" in told, told
+    told = recover_on(backup + 40)
+    assert "fetched" in told, told
+    assert "was full during recovery" in told and "Nothing was promoted" in told, told
 
 
 def test_s3_down(filled: Deployment, faults: Faults) -> None:

@@ -225,3 +225,13 @@ def test_pgbackrests_errors_are_explained(command: str, output: str, told: str) 
     assert text.startswith(f"pgbackrest {command} failed (95): ")
     assert told in text
     assert "\ufffd" not in text and "\x03" not in text
+
+
+@pytest.mark.parametrize(("now", "fresh"), [(31 - 60, False), (31 + 60, True)])
+def test_a_time_is_refused_where_clocks_are_an_hour_apart(now: float, fresh: bool) -> None:
+    """S3's clock is ahead; or behind, which only a segment that came just now can tell."""
+    found = held({1: range(31)}, backups=[backup(1, 2)])
+    with pytest.raises(UsageError, match="3600 s apart"):
+        found.plan(at(15), now=minute(now), fresh=fresh)
+    assert found.plan(at(15), timeline=1, now=minute(now + 61), fresh=fresh).timeline == 1
+    assert found.plan(Target("latest"), now=minute(now), fresh=fresh).timeline == 1
