@@ -11,12 +11,10 @@ from elsapg.services.deployment import Deployment
 from elsapg.targets.docker import daemon as d
 from tests.chaos.faults import Faults
 from tests.restore.commands import iso, restore
-from tests.restore.data import clock, sums
+from tests.restore.data import BUCKET, archived, clock, sums
 from tests.stacks import elsapg
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(2400)]
-
-BUCKET = "/var/lib/s3/elsa-backups"
 
 
 @pytest.fixture
@@ -29,19 +27,6 @@ def faults(deployment: Deployment) -> Iterator[Faults]:
 def _postmasters(deployment: Deployment) -> list[str]:
     sql = "SELECT pg_postmaster_start_time()"
     return [deployment.query(node, sql)[0][0] for node in deployment.nodes]
-
-
-def _segment(deployment: Deployment) -> str:
-    """A segment that was finished just now and is in the archive."""
-    ((name,),) = deployment.query(
-        deployment.primary(),
-        "SELECT pg_walfile_name(pg_switch_wal()) "
-        "FROM pg_logical_emit_message(false, 'elsapg', 'test')",
-    )
-    script = f"while ! find {BUCKET}/wal/archive -name '{name}-*' | grep -q .; do sleep 0.1; done"
-    done = deployment.hosts.run("s3", "timeout", "60", "sh", "-c", script, timeout=90)
-    assert done.code == 0, f"{name} does not reach the archive"
-    return name
 
 
 def _path(deployment: Deployment, segment: str) -> str:
@@ -70,10 +55,10 @@ def test_missing_and_damaged_segments(filled: Deployment, faults: Faults) -> Non
     """Named beforehand; without the look beforehand, recovery stops there and pretends nothing."""
     deployment = filled
     good = sums(deployment)
-    segment = _segment(deployment)
+    segment = archived(deployment)
     time.sleep(1)
     target = iso(clock(deployment))
-    _segment(deployment)
+    archived(deployment)
     path = _path(deployment, segment)
     before = _postmasters(deployment)
 
@@ -120,7 +105,7 @@ def test_disk_full(filled: Deployment, faults: Faults) -> None:
     On a disk of its own beside the nodes', with their files: theirs is the machine's.
     """
     for _ in range(5):
-        _segment(filled)
+        archived(filled)
     node = faults.container("pg-1")
     network, *_ = node.attrs["NetworkSettings"]["Networks"]
     backup = filled.backup_info()["backup"][-1]["info"]["size"] // 2**20
