@@ -28,6 +28,7 @@ _HISTORY_LINE = re.compile(r"\s*(\d+)\s+([0-9A-F]+/[0-9A-F]+)\s*(.*)")
 # line before. Nothing happens in between: a restore is longer down than this.
 _ARCHIVED_AFTER_S = 5.0
 MARK = "mark."
+CLOCKS_APART_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -197,11 +198,15 @@ class Archive:
         timeline: int | None = None,
         label: str | None = None,
         now: float | None = None,
+        fresh: bool = False,
     ) -> Plan:
         """How to reach `target`. `now`: the primary's clock, None if there is no primary.
+        `fresh`: a segment has just been archived.
 
         Raises UsageError for what cannot be reached, with what can.
         """
+        if target.kind == "time" and timeline is None and now is not None:
+            self._one_clock(target, now, fresh)
         line = self._line(target, timeline)
         mark = self._mark(target, timeline) if target.kind == "name" else None
         if mark is not None and mark.lsn > line.leaves(mark.timeline):
@@ -224,6 +229,17 @@ class Archive:
             },
             to_the_end=target.kind in ("time", "lsn"),
         )
+
+    def _one_clock(self, target: Target, now: float, fresh: bool) -> None:
+        """By S3's clock a time finds its line, by the primary's it was committed."""
+        came = [came for line in self.lines.values() for _, came in line.segments]
+        apart = max(came, default=now) - now
+        if apart > CLOCKS_APART_S or (fresh and apart < -CLOCKS_APART_S):
+            raise UsageError(
+                f"--to {target.value}: the clocks of S3 and of the primary are {abs(apart):.0f} s "
+                "apart, so that nobody can say on which line of history that was: put them right, "
+                "or name the line (--timeline, from `elsapg restore points`)"
+            )
 
     def _line(self, target: Target, timeline: int | None) -> Line:
         if timeline is not None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +20,13 @@ from elsapg.runner import archive
 STANZA = "elsa"
 SETTLES_S = 5.0
 _T = TypeVar("_T")
-_CRYPTO = ("cipher header invalid", "unable to flush", "[029]", "CryptoError", "[095]")
+LOOK_TIMEOUT_S = 10
+# A wrong key is found out by what it decrypts: by its padding, or else as a file of nonsense.
+_CRYPTO = (
+    *("cipher header invalid", "unable to flush", "[029]", "[031]", "CryptoError", "[095]"),
+    *("key/value found outside of section", "FormatError"),
+)
+FULL = "No space left on device"
 _AWAY = ("HostConnectError", "unable to connect", "unable to get address", "timeout", "[049]")
 
 
@@ -63,8 +70,8 @@ class Repository:
         done = subprocess.run(
             self.command(*arguments, stanza=stanza),
             capture_output=True,
-            # It may quote what it could not read, and that is no text.
             encoding="utf-8",
+            # Of a file that was decrypted with the wrong key it quotes whatever came out.
             errors="replace",
             check=False,
             env=self.environment(),
@@ -78,7 +85,9 @@ class Repository:
 
         Raises RepositoryError when no repository can be read: one is enough to restore from.
         """
-        found = json.loads(self.run("--output=json", "info"))
+        # By default it waits three times half a minute for an S3 that does not answer.
+        text = self.run("--output=json", f"--io-timeout={LOOK_TIMEOUT_S}", "info")
+        found = json.loads(text, strict=False)
         if not found:
             return {}
         stanza = dict(found[0])
@@ -131,19 +140,22 @@ def settle(look: Callable[[], _T], unsure: Callable[[_T], bool]) -> _T:
 
 def explain(arguments: Sequence[str], code: int, output: str) -> str:
     """pgBackRest's error in one line, with what to do about the usual ones."""
-    lines = [line.strip() for line in output.strip().splitlines() if line.strip()]
-    told = " ".join([line for line in lines if "ERROR" in line] or lines[-3:])[-600:]
+    # Of a file that is no text, only what comes before the quotation.
+    lines = [re.split(r"[^ -~]", line, maxsplit=1)[0].strip() for line in output.split("\n")]
+    told = " ".join([line for line in lines if "ERROR" in line] or list(filter(None, lines))[:3])
     # The command stands behind its options, and before its own arguments.
     command = next((word for word in arguments if not word.startswith("-")), "pgbackrest")
     hint = ""
-    if any(word in told for word in _CRYPTO):
-        # What it could not read is quoted in its words.
-        return (
-            f"pgbackrest {command} cannot read what is in the repository: it was written with "
-            "another key (repository-cipher). It is another stack's, or an earlier one's of this "
-            "name: give the old key back, or name an empty place (elsapg:archive.bucket or "
-            "archive.prefix)"
+    if FULL in output:
+        hint = "; the disk is full: make room on it, then run this again"
+    elif any(word in output for word in _CRYPTO):
+        hint = (
+            "; it is damaged, or encrypted with another key"
+            if command in ("archive-get", "restore")
+            else "; the key of the repository (repository-cipher) does not open it: it is another "
+            "stack's, or an earlier one's of this name. Give the old key back, or name an empty "
+            "place (elsapg:archive.bucket or archive.prefix)"
         )
-    if any(word in told for word in _AWAY):
+    elif any(word in output for word in _AWAY):
         hint = "; S3 does not answer: see that it runs and can be reached, then run this again"
-    return f"pgbackrest {command} failed ({code}): {told}{hint}"
+    return f"pgbackrest {command} failed ({code}): {told[-600:]}{hint}"

@@ -50,13 +50,17 @@ def _reachable(held: Archive, name: str) -> bool:
 
 
 def plan(repository: Repository, order: dict[str, Any]) -> dict[str, Any]:
-    """`order`: target (kind, value), timeline, backup, now. Returns {"plan"} or {"refused"}."""
+    """`order`: target (kind, value), timeline, backup, now, fresh.
+
+    Returns {"plan"} or {"refused"}.
+    """
     try:
         found = repository.archive().plan(
             Target(**order["target"]),
             timeline=order.get("timeline"),
             label=order.get("backup"),
             now=order.get("now"),
+            fresh=bool(order.get("fresh")),
         )
     except UsageError as error:
         return {"refused": str(error)}

@@ -22,7 +22,7 @@ import psycopg
 
 from elsapg.errors import DeploymentError
 from elsapg.runner.archive import Plan
-from elsapg.runner.pgbackrest import Repository, explain
+from elsapg.runner.pgbackrest import FULL, Repository, explain
 
 Say = Callable[[str], None]
 
@@ -258,12 +258,17 @@ class PrivateServer:
 
     def _problem(self) -> str:
         try:
-            return self.problem.read_text(encoding="utf-8").strip()
+            return self.problem.read_text(encoding="utf-8", errors="replace").strip()
         except FileNotFoundError:
             return ""
 
     def _why(self, text: str, plan: Plan) -> str:
         problem = self._problem()
+        if FULL in problem + text:
+            return (
+                f"the disk of {self.data} was full during recovery to {plan.value or 'the end'}. "
+                "Nothing was promoted; make room on it, then run this again"
+            )
         if problem:
             return (
                 f"recovery to {plan.value or 'the end'} stopped: {problem}. Nothing was promoted; "

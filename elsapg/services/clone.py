@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def _document(source: Deployment, name: str, target: Target, timeline: int) -> d
     # How the source's state is encrypted is the source's affair.
     document = {"config": dict(document.get("config") or {})}
     config: dict[str, Any] = document["config"]
-    config["elsapg:archive"] = {**config.get("elsapg:archive", {}), "prefix": f"/{name}"}
+    config["elsapg:archive"] = _own_archive(config.get("elsapg:archive") or {}, name)
     config["elsapg:jobs"] = {**config.get("elsapg:jobs", {}), "active": False}
     config["elsapg:recovery"] = {
         "source": source.stack,
@@ -63,6 +64,14 @@ def _document(source: Deployment, name: str, target: Target, timeline: int) -> d
         docker["direct_port"] = first + _PORTS - 2
     config["elsapg:docker"] = docker
     return document
+
+
+def _own_archive(archive: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The source's settings, with places of the clone's own for all that is written."""
+    own = {**archive, "prefix": f"/{name}", "dump_prefix": f"/{name}-daily"}
+    if archive.get("second"):
+        own["second"] = {**archive["second"], "prefix": f"/{name}"}
+    return own
 
 
 def _free_ports(first: int) -> int:

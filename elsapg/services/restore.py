@@ -20,7 +20,7 @@ from typing import Any
 from elsapg.definition import topology as t
 from elsapg.errors import ElsapgError, UnhealthyError, UsageError
 from elsapg.runner import target as targets
-from elsapg.runner.archive import iso
+from elsapg.runner.archive import CLOCKS_APART_S, iso
 from elsapg.runner.target import Target
 from elsapg.services import backups, lock
 from elsapg.services.deployment import Deployment
@@ -40,6 +40,7 @@ _NOW = (
     "SELECT extract(epoch FROM clock_timestamp()), pg_current_wal_lsn(),"
     " pg_walfile_name(pg_current_wal_lsn())"
 )
+_CLOCK = "SELECT extract(epoch FROM clock_timestamp())"
 # A transaction of our own is the last one: then a target after the last commit has an end.
 _LAST = "SET synchronous_commit = local; SELECT pg_current_xact_id()"
 
@@ -103,14 +104,18 @@ class Restore:
         """The journal of a restore that was begun and has not ended."""
         return unfinished(self._deployment)
 
-    def plan(self, request: Request, now: float | None) -> dict[str, Any]:
-        """How the target is reached. Raises UsageError for what cannot be."""
+    def plan(self, request: Request, now: float | None, *, fresh: bool = False) -> dict[str, Any]:
+        """How the target is reached; `fresh`: WAL has just been archived.
+
+        Raises UsageError for what cannot be.
+        """
         wanted = request.target or Target("latest")
         order = {
             "target": {"kind": wanted.kind, "value": wanted.value},
             "timeline": request.timeline,
             "backup": request.backup,
             "now": now,
+            "fresh": fresh,
         }
         answer = json.loads(self._deployment.runner("restore-plan", json.dumps(order), timeout=600))
         if "refused" in answer:
@@ -137,6 +142,8 @@ class Restore:
             line = _line(segment)
             now = float(clock)
             wanted = request.target
+            if wanted and wanted.kind == "time":
+                self._one_clock(wanted)
             here = request.timeline in (None, line)
             if wanted and wanted.kind == "lsn" and here and wanted.lsn > targets.parse_lsn(lsn):
                 raise UsageError(
@@ -154,6 +161,24 @@ class Restore:
             self._say(f"checking {len(plan['segments'])} WAL segments in the archive")
             self._step(node, "check", {"segments": plan["segments"]})
         return Prepared(request, plan, node, primary, before, "new")
+
+    def _one_clock(self, wanted: Target) -> None:
+        """Raise UsageError where nodes have lived in different times: each has been a primary."""
+        began = time.monotonic()
+        ahead = {}
+        for member in self._deployment.members():
+            if member["state"] in ("running", "streaming"):
+                node = str(member["name"])
+                ((clock, *_),) = self._deployment.query(node, _CLOCK)
+                ahead[node] = float(clock) - (time.monotonic() - began)
+        fast, slow = max(ahead, key=ahead.__getitem__), min(ahead, key=ahead.__getitem__)
+        apart = ahead[fast] - ahead[slow]
+        if apart > CLOCKS_APART_S:
+            raise UsageError(
+                f"--to {wanted.value}: the clock of {fast} is {apart:.0f} s ahead of that of "
+                f"{slow}, so that a time is two moments: use an LSN or a mark (`elsapg restore "
+                "points`), and put the clocks right"
+            )
 
     def abandon(self) -> str:
         """Set the cluster going again as it was. Returns the target that is given up.
@@ -252,7 +277,7 @@ class Restore:
         if prepared.how == "new" and prepared.primary is not None:
             prepared.before = self._last_words(prepared.primary)
             # With the last of the WAL in the archive: now it is known where it ends.
-            prepared.plan = self.plan(request, prepared.before["now"])
+            prepared.plan = self.plan(request, prepared.before["now"], fresh=True)
         self._step(
             node,
             "begin" if prepared.how == "new" else "note",

@@ -16,6 +16,7 @@ from elsapg.services.deployment import Deployment
 from tests.chaos.writes import Access
 
 DATABASE = "elsa_workflows"
+BUCKET = "/var/lib/s3/elsa-backups"
 INSTANCES = 6000
 TENANTS = 12
 MONTHS = 6
@@ -70,6 +71,19 @@ def sums(deployment: Deployment, node: str | None = None) -> dict[str, tuple[int
         )
         found[table] = (int(count), total)
     return found
+
+
+def archived(deployment: Deployment) -> str:
+    """End the present WAL segment, and return its name when it is in the archive."""
+    ((name,),) = deployment.query(
+        deployment.primary(),
+        "SELECT pg_walfile_name(pg_switch_wal()) "
+        "FROM pg_logical_emit_message(false, 'elsapg', 'test')",
+    )
+    script = f"while ! find {BUCKET}/wal/archive -name '{name}-*' | grep -q .; do sleep 0.1; done"
+    done = deployment.hosts.run("s3", "timeout", "60", "sh", "-c", script, timeout=90)
+    assert done.code == 0, f"{name} does not reach the archive"
+    return name
 
 
 def clock(deployment: Deployment) -> float:

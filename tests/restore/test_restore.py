@@ -1,8 +1,11 @@
-"""Back to a second before the accident, and from one line of history to another."""
+"""Back to a second before the accident, and from one line of history to another; by the runbook's
+page where it has the words.
+"""
 
 from __future__ import annotations
 
-import json
+import re
+import shlex
 import time
 
 import pytest
@@ -13,6 +16,7 @@ from tests.chaos.faults import Faults, wait_for
 from tests.chaos.writes import Access
 from tests.restore.commands import iso, restore, restore_killed
 from tests.restore.data import DATABASE, Writer, clock, present, sums, writing
+from tests.restore.page import commands, follow
 from tests.stacks import elsapg
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(2400)]
@@ -51,8 +55,8 @@ def test_accident(filled: Deployment, doors: Access) -> None:
         reached = len(writer.rows)
         wait_for(lambda: len(writer.rows) > reached + 20, "rows after the accident", 60)
         target = accident - 1
-        told = restore(deployment, "--to", iso(target), "--json", "--no-check")
-        done = json.loads(told[told.index("{") :])
+        values = {"ELSAPG_STACK": deployment.stack, "WHEN": iso(target)}
+        told = follow([*commands(""), *commands("Somebody deleted")], values)
         # Whoever waited at the pool writes on, on the new line.
         resumed = len(writer.committed_before(time.time()))
         wait_for(lambda: len(writer.committed_before(time.time())) > resumed + 20, "rows again", 60)
@@ -66,10 +70,11 @@ def test_accident(filled: Deployment, doors: Access) -> None:
         if (row := writer.rows[name]).acknowledged is not None and row.acknowledged < opened
     } - there
     assert lost, "nothing after the target was there to be lost"
-    assert done["lost_transactions"] > 0
-    assert done["after"]["timeline"] > done["before"]["timeline"]
-    assert done["after"]["last_commit"] <= iso(target).replace("+00:00", "Z")
-    assert "elsapg restore" in done["undo"]
+    said = dict(re.findall(r"^(last before|last now|gone|undo) +(.*)$", told, flags=re.M))
+    assert int(said["gone"].split()[0]) > 0
+    old, new = (int(said[f"last {when}"].split()[-1]) for when in ("before", "now"))
+    assert new > old
+    assert said["last now"].split(",")[0] <= iso(target).replace("+00:00", "Z")
 
     # The new line: a mark, and an accident of its own.
     made = elsapg(deployment.root, "restore", "mark", f"between-{RUN}", "--stack", deployment.stack)
@@ -80,11 +85,13 @@ def test_accident(filled: Deployment, doors: Access) -> None:
         f"DELETE FROM elsa_workflows.workflow_instances WHERE id LIKE '{FIRST}-%'",
         DATABASE,
     )
-    # The line that was left is there to its end: the first accident can be had back. A table of the
-    # migrations is missing there: the cluster is whole, and says what is not.
+    # Undone, as it said: the line that was left is there to its end, accident and all. A table of
+    # the migrations is missing there: the cluster is whole, and says what is not.
     quick = ("--no-verify", "--no-backup", "--no-check")
-    old = str(done["before"]["timeline"])
-    told = restore(deployment, "--to", "latest", "--timeline", old, *quick, code=7)
+    undo = shlex.split(said["undo"])
+    assert undo[:4] == ["elsapg", "restore", "--stack", deployment.stack]
+    assert undo[-2:] == ["--timeline", str(old)]
+    told = restore(deployment, *undo[4:], *quick, code=7)
     assert "the restore is done, but" in told
     assert "activity_execution_records" in told
     assert deployment.query(
@@ -120,8 +127,8 @@ def test_killed_at_every_step(filled: Deployment, doors: Access) -> None:
     restore_killed(deployment, "recovering", "--no-check")
     restore_killed(deployment, "starting", "--no-check")
     restore_killed(deployment, "bringing roles", "--no-check")
-    told = restore(deployment, "--no-check", "--no-verify")
-    assert "undo" in told
+    start, values = commands(""), {"ELSAPG_STACK": deployment.stack}
+    assert "undo" in follow([*start, *commands("It was interrupted")], values)
     assert sums(deployment) == before
     _exactly(deployment, writer, SECOND, target)
     wait_for(lambda: not status.gather(deployment).problems, "a healthy stack", 120, 1)

@@ -117,3 +117,19 @@ def test_on_kubernetes_it_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match="not made for kubernetes yet"):
             attempt()
+
+
+def test_a_time_is_refused_where_nodes_clocks_are_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = Deployment(ROOT, "local")
+    clocks = {"pg-1": 1000.0, "pg-2": 4600.0}
+    members = [
+        {"name": "pg-1", "state": "running", "role": "leader"},
+        {"name": "pg-2", "state": "streaming", "role": "sync_standby"},
+    ]
+    monkeypatch.setattr(there, "members", lambda: members)
+    monkeypatch.setattr(there, "query", lambda node, _sql: [[str(clocks[node])]])
+    work, moment = restore.Restore(there), Target("time", "2026-01-31T12:00:00+00:00")
+    with pytest.raises(UsageError, match="pg-2 is 3600 s ahead of that of pg-1"):
+        work._one_clock(moment)
+    clocks["pg-2"] = 1002.0
+    work._one_clock(moment)

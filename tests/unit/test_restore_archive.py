@@ -10,6 +10,7 @@ import pytest
 from elsapg.errors import UsageError
 from elsapg.runner import archive
 from elsapg.runner.archive import Archive
+from elsapg.runner.pgbackrest import explain
 from elsapg.runner.target import Target, show_lsn
 
 MB16 = archive.SEGMENT_BYTES
@@ -203,3 +204,34 @@ def test_nothing_at_all() -> None:
     assert empty.windows() == []
     with pytest.raises(UsageError):
         empty.plan(Target("latest"))
+
+
+@pytest.mark.parametrize(
+    ("command", "output", "told"),
+    [
+        (
+            "info",
+            "[FormatError] key/value found outside of section at line 1: \x03\ufffdjh\nHINT: \x03",
+            "key of",
+        ),
+        ("info", "ERROR: [031]: cipher header invalid", "key of the repository"),
+        ("archive-get", "ERROR: [095]: unable to flush", "damaged, or encrypted with another key"),
+        ("info", "ERROR: [049]: unable to connect to 's3:9000'", "S3 does not answer"),
+    ],
+)
+def test_pgbackrests_errors_are_explained(command: str, output: str, told: str) -> None:
+    """Also those that quote a file which the wrong key made nonsense of; without the nonsense."""
+    text = explain(("--set=x", command), 95, output)
+    assert text.startswith(f"pgbackrest {command} failed (95): ")
+    assert told in text
+    assert "\ufffd" not in text and "\x03" not in text
+
+
+@pytest.mark.parametrize(("now", "fresh"), [(31 - 60, False), (31 + 60, True)])
+def test_a_time_is_refused_where_clocks_are_an_hour_apart(now: float, fresh: bool) -> None:
+    """S3's clock is ahead; or behind, which only a segment that came just now can tell."""
+    found = held({1: range(31)}, backups=[backup(1, 2)])
+    with pytest.raises(UsageError, match="3600 s apart"):
+        found.plan(at(15), now=minute(now), fresh=fresh)
+    assert found.plan(at(15), timeline=1, now=minute(now + 61), fresh=fresh).timeline == 1
+    assert found.plan(Target("latest"), now=minute(now), fresh=fresh).timeline == 1

@@ -92,7 +92,7 @@ def test_a_repository_of_another_cipher_is_told_and_not_quoted(tool: Tool) -> No
     tool.err = "ERROR: [029]: unable to load info file '/wal/archive/elsa/archive.info'\n\x07\ufffd"
     with pytest.raises(RepositoryError) as caught:
         Repository().run("stanza-create")
-    assert "another key" in str(caught.value) and "archive.prefix" in str(caught.value)
+    assert "repository-cipher" in str(caught.value) and "archive.prefix" in str(caught.value)
     assert str(caught.value).isprintable()
 
 
