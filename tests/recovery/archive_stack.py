@@ -53,7 +53,8 @@ SHAPE = r"""
 SET search_path = '';
 SELECT concat_ws(' ', 'r', c.oid::regclass, c.relkind, c.relowner::regrole,
     -- None is the same as the default written out.
-    coalesce(c.relacl, acldefault(CASE c.relkind WHEN 'S' THEN 's' ELSE 'r' END, c.relowner)),
+    coalesce(c.relacl,
+        acldefault((CASE c.relkind WHEN 'S' THEN 's' ELSE 'r' END)::"char", c.relowner)),
     c.relrowsecurity, c.relforcerowsecurity)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname NOT LIKE 'pg\_%' AND n.nspname <> 'information_schema' AND c.relkind <> 't'
