@@ -61,16 +61,19 @@ def place(
 
     `recovery`: the nodes come out of a repository, which is looked at before any of them is made.
     """
-    images = {
-        target: Image(
+    images: dict[str, Image] = {}
+    for target, extra in CONTEXTS.items():
+        images[target] = Image(
             target,
             target=target,
             context=context_digest(("images/Dockerfile", *extra)),
             base=BASE_IMAGE,
             revision=settings.docker.image_revision,
+            # Most of it is the nodes' image: at the same time it would be made twice.
+            opts=pulumi.ResourceOptions(
+                depends_on=[images["postgres"]] if target == "runner" else []
+            ),
         )
-        for target, extra in CONTEXTS.items()
-    }
     units = t.units(settings)
     volumes = _volumes(stack, settings, units)
     # So that it is deleted before them: it takes with it what a killed `up` left in them.
