@@ -23,7 +23,6 @@ _CRYPTO = (
     *("cipher header invalid", "unable to flush", "[031]", "CryptoError", "[095]"),
     *("key/value found outside of section", "FormatError"),
 )
-FULL = "No space left on device"
 _AWAY = ("HostConnectError", "unable to connect", "unable to get address", "timeout", "[049]")
 
 
@@ -113,9 +112,7 @@ def explain(arguments: Sequence[str], code: int, output: str) -> str:
     # The command stands behind its options, and before its own arguments.
     command = next((word for word in arguments if not word.startswith("-")), "pgbackrest")
     hint = ""
-    if FULL in output:
-        hint = "; the disk is full: make room on it, then run this again"
-    elif any(word in output for word in _CRYPTO):
+    if any(word in output for word in _CRYPTO):
         hint = (
             "; the key of the repository (repository-cipher) does not open it: use the right one"
             if command == "info"

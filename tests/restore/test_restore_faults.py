@@ -125,7 +125,7 @@ def test_disk_full(filled: Deployment, faults: Faults) -> None:
             ).decode()
 
     told = recover_on(backup // 2)
-    assert "pgbackrest restore failed" in told and "the disk is full" in told, told
+    assert "pgbackrest restore failed" in told and "is full: make room" in told, told
     told = recover_on(backup + 40)
     assert "fetched" in told, told
     assert "was full during recovery" in told and "Nothing was promoted" in told, told
