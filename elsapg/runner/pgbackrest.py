@@ -17,7 +17,7 @@ from elsapg.errors import DeploymentError
 from elsapg.runner import archive
 
 STANZA = "elsa"
-LOOK_TIMEOUT_S = 10
+LOOK_TIMEOUT_S = 5
 # A wrong key is found out by what it decrypts: by its padding, or else as a file of nonsense.
 _CRYPTO = (
     *("cipher header invalid", "unable to flush", "[031]", "CryptoError", "[095]"),

@@ -116,6 +116,8 @@ def test_disk_full(filled: Deployment, faults: Faults) -> None:
                 node.image,
                 ["python3", "-c", _ELSEWHERE],
                 user="999:999",
+                # It would try twice more, a quarter of a minute later.
+                environment={"PGBACKREST_JOB_RETRY": "0"},
                 network=network,
                 tmpfs={"/var/lib/postgresql": f"size={megabytes}m,uid=999,gid=999,mode=0700"},
                 volumes={filled.hosts.physical("pg-1-config"): {"bind": "/etc/elsapg"}},
