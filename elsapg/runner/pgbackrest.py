@@ -20,13 +20,12 @@ from elsapg.runner import archive
 STANZA = "elsa"
 SETTLES_S = 5.0
 _T = TypeVar("_T")
-LOOK_TIMEOUT_S = 10
+LOOK_TIMEOUT_S = 5
 # A wrong key is found out by what it decrypts: by its padding, or else as a file of nonsense.
 _CRYPTO = (
     *("cipher header invalid", "unable to flush", "[029]", "[031]", "CryptoError", "[095]"),
     *("key/value found outside of section", "FormatError"),
 )
-FULL = "No space left on device"
 _AWAY = ("HostConnectError", "unable to connect", "unable to get address", "timeout", "[049]")
 
 
@@ -146,9 +145,7 @@ def explain(arguments: Sequence[str], code: int, output: str) -> str:
     # The command stands behind its options, and before its own arguments.
     command = next((word for word in arguments if not word.startswith("-")), "pgbackrest")
     hint = ""
-    if FULL in output:
-        hint = "; the disk is full: make room on it, then run this again"
-    elif any(word in output for word in _CRYPTO):
+    if any(word in output for word in _CRYPTO):
         hint = (
             "; it is damaged, or encrypted with another key"
             if command in ("archive-get", "restore")

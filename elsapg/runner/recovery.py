@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -21,8 +22,8 @@ from typing import Any
 import psycopg
 
 from elsapg.errors import DeploymentError
-from elsapg.runner.archive import Plan
-from elsapg.runner.pgbackrest import FULL, Repository, explain
+from elsapg.runner.archive import SEGMENT_BYTES, Plan
+from elsapg.runner.pgbackrest import Repository, explain
 
 Say = Callable[[str], None]
 
@@ -96,11 +97,18 @@ def fetch(
                 process.terminate()
     text = log.read_text(encoding="utf-8", errors="replace")
     if process.returncode:
-        raise RecoveryError(explain(("restore",), process.returncode, text))
+        full = f"; the disk of {data} is full: make room on it, then run this again"
+        told = explain(("restore",), process.returncode, text)
+        raise RecoveryError(told + (full if _full(data) else ""))
     for name in ("postgresql.conf", "postgresql.auto.conf"):
         _without_recovery_settings(data / name)
     sizes = [line.partition("INFO: ")[2] for line in text.splitlines() if "restore size" in line]
     say(f"backup {plan.backup} fetched: {(sizes or ['done'])[-1]}")
+
+
+def _full(data: Path) -> bool:
+    """Whether there is no room for another segment. What tools say of a full disk is less sure."""
+    return shutil.disk_usage(data).free < SEGMENT_BYTES
 
 
 def _without_recovery_settings(path: Path) -> None:
@@ -264,7 +272,7 @@ class PrivateServer:
 
     def _why(self, text: str, plan: Plan) -> str:
         problem = self._problem()
-        if FULL in problem + text:
+        if _full(self.data):
             return (
                 f"the disk of {self.data} was full during recovery to {plan.value or 'the end'}. "
                 "Nothing was promoted; make room on it, then run this again"

@@ -55,7 +55,7 @@ def _write_configuration(config: Config) -> None:
     wanted = re.compile(r"repo\d+-(?!retention|bundle|block)|(?:process-max|io-timeout)$")
     text = "[global]\n"
     text += "".join(f"{k}={v}\n" for k, v in repository.options().items() if wanted.match(k))
-    text += "lock-path=/tmp/elsapg-drill\nlog-level-console=warn\nlog-level-file=off\n"
+    text += f"lock-path={HOME}/lock\nlog-level-console=warn\nlog-level-file=off\n"
     # WAL is fetched ahead, in parallel: one process for each segment takes most of a recovery.
     text += f"archive-async=y\narchive-get-queue-max=256MiB\nspool-path={SPOOL}\n"
     text += f"[{config.stanza}]\npg1-path={DATA}\n"

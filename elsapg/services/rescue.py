@@ -138,8 +138,8 @@ def recover(
     recovery = Recovery(order.to, order.timeline, order.backup, source)
     if source is not None and keys is None:
         keys = {"encryption_keys": _ring(root, str(order.source))}
-    if begun is not None and not known and order.source is None:
-        # An attempt with the wrong keys left those in the state, and no data.
+    elif keys is not None:
+        # They win over those that an attempt with the wrong ones has left in the state.
         lifecycle.unprotect()
     write_private(Places(root).recovery(stack), json.dumps(asdict(order)))
     lifecycle.program = functools.partial(_program, recovery=recovery, keys=keys)
