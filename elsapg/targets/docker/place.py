@@ -95,7 +95,8 @@ def place(
         ]
     for unit in units:
         after = _after(settings, unit, made)
-        if recovery and unit.name in t.node_names(settings):
+        # Nor the runner: with the wrong key it would start again and again.
+        if recovery and unit.name in (*t.node_names(settings), "runner"):
             checked = checked or [
                 _task(
                     stack,
