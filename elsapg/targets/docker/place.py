@@ -49,7 +49,12 @@ CONTEXTS: Mapping[str, tuple[str, ...]] = {
         "elsapg/runner/target.py",
     ),
     "haproxy": (),
-    "pgbouncer": ("images/bin/gate", "images/bin/pool-gate", "images/bin/reload-on-change"),
+    "pgbouncer": (
+        "images/bin/gate",
+        "images/bin/pool-gate",
+        "images/bin/pool-leave",
+        "images/bin/reload-on-change",
+    ),
     "runner": ("elsapg/__init__.py", "elsapg/errors.py", "elsapg/runner", "bootstrap_sql"),
 }
 
