@@ -4,13 +4,15 @@ restarts what a reload cannot change: standbys first, then the primary.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import psycopg
 
+from elsapg.runner import rollout
 from elsapg.runner.config import Config
 from elsapg.runner.patroni import Member, Patroni, PatroniError, leader, wait_until
 
@@ -37,18 +39,19 @@ def merge_patch(current: Any, desired: Any) -> Any:
     return patch
 
 
-def wait_for_cluster(patroni: Patroni, timeout: float = 240) -> list[Member]:
-    """Wait until every node is a member, one leads, and the others stream."""
+def _wait_for_members(
+    patroni: Patroni, enough: Callable[[list[Member]], bool], what: str, timeout: float
+) -> list[Member]:
+    """Wait until the members are `enough`; longer while one of them is being made."""
     seen: list[Member] = []
 
     def complete() -> bool:
         seen[:] = patroni.members()
-        names = {m.name for m in seen if m.healthy}
-        return set(patroni.nodes) <= names and leader(seen) is not None
+        return enough(seen)
 
     def state() -> str:
         found = ", ".join(f"{m.name} {m.role} {m.state}" for m in seen) or "no member"
-        return f"the cluster is not complete: {found} (wanted {', '.join(patroni.nodes)})"
+        return f"{what}: {found} (wanted {', '.join(patroni.nodes)})"
 
     while True:
         try:
@@ -59,6 +62,16 @@ def wait_for_cluster(patroni: Patroni, timeout: float = 240) -> list[Member]:
             if not any(m.state in UNDER_WAY for m in seen):
                 raise
             say(state())
+
+
+def wait_for_cluster(patroni: Patroni, timeout: float = 240) -> list[Member]:
+    """Wait until every node is a member, one leads, and the others stream."""
+
+    def enough(seen: list[Member]) -> bool:
+        names = {m.name for m in seen if m.healthy}
+        return set(patroni.nodes) <= names and leader(seen) is not None
+
+    return _wait_for_members(patroni, enough, "the cluster is not complete", timeout)
 
 
 def wait_for_sync(patroni: Patroni, timeout: float = 60) -> None:
@@ -72,6 +85,21 @@ def wait_for_sync(patroni: Patroni, timeout: float = 60) -> None:
     )
 
 
+def wait_for_leader(patroni: Patroni, timeout: float = 240) -> Member:
+    """Wait until a node leads, whatever the others do."""
+
+    def enough(seen: list[Member]) -> bool:
+        return leader(seen) is not None
+
+    found = leader(_wait_for_members(patroni, enough, "no node leads", timeout))
+    assert found is not None
+    return found
+
+
+# What each node ran of the parameters that were changed: node, name, value.
+Values = dict[str, dict[str, str]]
+
+
 def _running_values(config: Config, node: str, names: list[str]) -> dict[str, str]:
     with psycopg.connect(config.conninfo("postgres", host=node), autocommit=True) as db:
         rows = db.execute(
@@ -80,9 +108,16 @@ def _running_values(config: Config, node: str, names: list[str]) -> dict[str, st
     return dict(rows)
 
 
-def _wait_until_noticed(
-    config: Config, patroni: Patroni, before: dict[str, dict[str, str]], timeout: float
-) -> None:
+def _values(config: Config, nodes: Iterable[str], names: list[str]) -> Values:
+    """Of each node that answers: one that does not will start with what is new."""
+    found = {}
+    for node in nodes if names else ():
+        with contextlib.suppress(psycopg.OperationalError):
+            found[node] = _running_values(config, node, names)
+    return found
+
+
+def wait_until_noticed(config: Config, patroni: Patroni, before: Values, timeout: float) -> None:
     """Wait until each member runs the new values or says that it needs a restart for them."""
 
     def noticed() -> bool:
@@ -102,24 +137,20 @@ def _wait_until_noticed(
         say("no member reports a changed value")
 
 
-def apply(config: Config, patroni: Patroni, desired: dict[str, Any]) -> None:
-    """PATCH what differs, then restart what must be, one member at a time."""
-    current = patroni.from_any("/config")
-    patch = merge_patch(current, desired)
-    if patch:
-        changed = sorted(patch.get("postgresql", {}).get("parameters", {}))
-        before = {node: _running_values(config, node, changed) for node in patroni.nodes}
-        first = leader(patroni.members())
-        node = first.name if first else patroni.nodes[0]
-        status, text = patroni.call(node, "PATCH", "/config", patch)
-        if status != 200:
-            raise PatroniError(f"{node}: Patroni refused the configuration: {text[:300]}")
-        say(f"configuration changed: {', '.join(changed or sorted(patch))}")
-        if any(before.values()):
-            _wait_until_noticed(config, patroni, before, timeout=3 * desired["loop_wait"] + 10)
-    else:
+def change(config: Config, patroni: Patroni, desired: dict[str, Any]) -> Values:
+    """PATCH what differs; returns what the nodes ran of it until now."""
+    node = wait_for_leader(patroni).name
+    patch = merge_patch(patroni.from_any("/config"), desired)
+    if not patch:
         say("configuration unchanged")
-    restart_pending(patroni)
+        return {}
+    changed = sorted(patch.get("postgresql", {}).get("parameters", {}))
+    before = _values(config, patroni.nodes, changed)
+    status, text = patroni.call(node, "PATCH", "/config", patch)
+    if status != 200:
+        raise PatroniError(f"{node}: Patroni refused the configuration: {text[:300]}")
+    say(f"configuration changed: {', '.join(changed or sorted(patch))}")
+    return before
 
 
 OUR_EXTENSIONS = ("cron", "pg_stat_statements", "pgaudit")
@@ -188,11 +219,17 @@ def run(config: Config) -> int:
     """The `configure` task."""
     patroni = config.patroni()
     refuse_paused(patroni)
+    desired = json.loads(Path(config.dynamic_file).read_text(encoding="utf-8"))
+    # Before anybody is waited for: a pod that is being replaced then starts with what is new, and
+    # needs no restart afterwards.
+    before = change(config, patroni, desired)
+    rollout.wait()
     members = wait_for_cluster(patroni)
     wait_for_sync(patroni)
     say("cluster: " + ", ".join(f"{m.name} {m.role}" for m in members))
-    desired = json.loads(Path(config.dynamic_file).read_text(encoding="utf-8"))
-    apply(config, patroni, desired)
+    if any(before.values()):
+        wait_until_noticed(config, patroni, before, timeout=3 * desired["loop_wait"] + 10)
+    restart_pending(patroni)
     first = leader(wait_for_cluster(patroni))
     check_known(
         config, first.name if first else patroni.nodes[0], list(desired["postgresql"]["parameters"])

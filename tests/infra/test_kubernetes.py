@@ -192,8 +192,9 @@ def test_every_container_has_its_limits(cluster: Cluster) -> None:
     none(wrong, APPLY)
 
 
-def test_only_patroni_speaks_to_the_api_server(cluster: Cluster) -> None:
-    """No pod gets a token by itself; one is mounted into Patroni's container alone."""
+def test_only_who_must_speaks_to_the_api_server(cluster: Cluster) -> None:
+    """No pod gets a token by itself: Patroni's container has one, and the task that waits until
+    the nodes' pods are replaced."""
     wrong = [
         f"{whose} gets a token"
         for whose, spec in _templates(cluster)
@@ -201,7 +202,7 @@ def test_only_patroni_speaks_to_the_api_server(cluster: Cluster) -> None:
     ]
     for where, container in _containers(cluster):
         mounts = {m["mountPath"] for m in container.get("volumeMounts", [])}
-        if TOKEN in mounts and not where.endswith("/postgres"):
+        if TOKEN in mounts and not where.endswith(("/postgres", "/configure")):
             wrong.append(f"{where} has a token")
     none(wrong, APPLY)
 

@@ -106,7 +106,7 @@ def _restricted_pod(spec: Manifest) -> Iterator[Finding]:
 
 
 def tokens(manifest: Manifest) -> Iterator[Finding]:
-    """No token is mounted by itself; Patroni's container alone gets one."""
+    """No token is mounted by itself; Patroni gets one, and the task that waits for its pods."""
     if manifest["kind"] == "ServiceAccount":
         if manifest.get("automountServiceAccountToken") is not False:
             yield "automounts a token"
@@ -124,7 +124,7 @@ def tokens(manifest: Manifest) -> Iterator[Finding]:
         }
         for container in [*spec.get("initContainers", []), *spec["containers"]]:
             mounted = {m["name"] for m in container.get("volumeMounts", [])} & with_token
-            if mounted and container["name"] != "postgres":
+            if mounted and container["name"] not in ("postgres", "configure"):
                 yield f"{container['name']} gets a token"
 
 

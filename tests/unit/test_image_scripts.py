@@ -130,6 +130,8 @@ def psql(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{BIN}:{os.environ['PATH']}")
     monkeypatch.delenv("ELSAPG_AWAIT_PRIMARY", raising=False)
+    (tmp_path / "run").mkdir()
+    monkeypatch.setenv("ELSAPG_RUN_DIR", str(tmp_path / "run"))
     return log
 
 
@@ -225,6 +227,66 @@ def test_a_primary_that_never_comes_is_not_waited_for_long(
         assert converse(process, "resume") == "resumed"
         assert 3 < time.monotonic() - start < 8
     assert asked(psql)[-1] == "RESUME"
+
+
+# -- pool-leave ----------------------------------------------------------------------------
+
+# A process 1 of its own, as a container has it, that says how it was told to end.
+AS_PID_1 = (
+    "unshare",
+    "--user",
+    "--map-root-user",
+    "--pid",
+    "--fork",
+    "--kill-child",
+    "--mount-proc",
+)
+POOL = "trap 'echo ended; exit 0' INT; {leave} & while :; do sleep 0.05; done"
+
+
+@contextlib.contextmanager
+def leaving(container: str) -> Iterator[subprocess.Popen[str]]:
+    """`pool-leave` beside a process 1 that ends when it is asked to."""
+    script = POOL.format(leave=f"{BIN / 'pool-leave'} {container} 0.2")
+    process = subprocess.Popen([*AS_PID_1, "bash", "-c", script], stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(5)
+
+
+def test_a_pool_ends_when_it_leaves(psql: Path) -> None:
+    with leaving("pgbouncer") as process:
+        assert process.wait(10) == 0
+        assert process.stdout is not None
+        assert process.stdout.read() == "ended\n"
+
+
+def test_a_pool_that_is_held_does_not_leave(psql: Path) -> None:
+    """Those who wait in it would be dropped."""
+    run = psql.parent / "run"
+    with pool_gate("30") as gate:
+        gate.stdout.readline()  # type: ignore[union-attr]
+        assert converse(gate, "pause") == "paused"
+        assert list(run.iterdir())
+        with leaving("pgbouncer") as process:
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(1.5)
+            assert converse(gate, "resume") == "resumed"
+            assert process.wait(10) == 0
+    assert not list(run.iterdir())
+
+
+def test_a_gate_stays_until_its_pool_has_gone(psql: Path) -> None:
+    where = psql.parent / "run" / ".s.PGSQL.6432"
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(where))
+    with subprocess.Popen([BIN / "pool-leave", "gate"]) as process:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)
+        where.unlink()
+        assert process.wait(5) == 0
 
 
 # -- gate ----------------------------------------------------------------------------------

@@ -174,6 +174,24 @@ def test_no_token_but_patronis() -> None:
     assert path not in {m["mountPath"] for m in agent["volumeMounts"]}
 
 
+def test_the_runner_may_look_at_the_nodes_and_no_more() -> None:
+    manifests = rendered("least")
+    assert manifests["01-role-runner.yaml"]["rules"] == [
+        {
+            "apiGroups": ["apps"],
+            "resources": ["statefulsets"],
+            "resourceNames": ["pg"],
+            "verbs": ["get"],
+        }
+    ]
+    [job] = [m for m in manifests.values() if m["kind"] == "Job"]
+    runs = [*job["spec"]["template"]["spec"]["initContainers"]]
+    runs += job["spec"]["template"]["spec"]["containers"]
+    path = "/var/run/secrets/kubernetes.io/serviceaccount"
+    with_token = [r["name"] for r in runs if path in {m["mountPath"] for m in r["volumeMounts"]}]
+    assert with_token == ["configure"]
+
+
 def test_patroni_may_change_its_own_configmaps_and_pods_only() -> None:
     rules = rendered("least")["01-role-pg.yaml"]["rules"]
     ours = {m["metadata"]["name"] for m in rendered("least").values() if m["kind"] == "ConfigMap"}
@@ -306,7 +324,7 @@ def test_the_superusers_key_ends_with_the_task_that_needs_it() -> None:
     secrets = {
         v["name"]: {s["secret"]["name"] for s in v["projected"]["sources"] if "secret" in s}
         for v in spec["volumes"]
-        if "projected" in v
+        if v["name"].startswith("config-")
     }
     assert secrets == {
         "config-configure": {"tls-postgres"},
@@ -375,10 +393,13 @@ def test_the_way_to_s3_and_to_the_api_server() -> None:
         "to": [{"ipBlock": {"cidr": "10.9.0.0/16"}}],
         "ports": [{"protocol": "TCP", "port": p} for p in (9000, 7070)],
     }
-    [rule] = ways(change)["nodes-to-api-server"]["egress"]
-    assert rule["to"] == [{"ipBlock": {"cidr": "10.2.0.1/32"}}]
-    # Patroni alone speaks to it.
-    assert not [n for n in ways() if "api-server" in n and not n.startswith("nodes-")]
+    # Patroni, and the task that waits until the nodes' pods are replaced.
+    assert [n for n in ways() if "api-server" in n] == [
+        "nodes-to-api-server", "runner-to-api-server",
+    ]  # fmt: skip
+    for who in ("nodes", "runner"):
+        [rule] = ways(change)[f"{who}-to-api-server"]["egress"]
+        assert rule["to"] == [{"ipBlock": {"cidr": "10.2.0.1/32"}}]
 
 
 # -- settings ----------------------------------------------------------------------------------

@@ -410,6 +410,7 @@ def test_from_a_backup_the_kept_keys_are_taken_and_the_repository_looked_at_firs
     for node in ("pg-1", "pg-2"):
         assert "recovery-check" in found.resources[node].depends_on
         assert "recovery.json" in {f["path"] for f in found.resources[node].inputs["files"]}
+    assert "recovery-check" in found.resources["runner"].depends_on
     assert "s3" in found.resources["recovery-check"].depends_on
     assert found.of("Link") == {}
 

@@ -136,7 +136,7 @@ RUNS: dict[str, Callable[[Live], None]] = {
     "namespace": checks.test_the_namespace_is_restricted,
     "contained": checks.test_every_container_is_contained,
     "limits": checks.test_every_container_has_its_limits,
-    "tokens": checks.test_only_patroni_speaks_to_the_api_server,
+    "tokens": checks.test_only_who_must_speaks_to_the_api_server,
     "secrets": checks.test_secrets_are_files,
     "restarts": checks.test_containers_do_not_restart,
     "data": lambda c: checks.test_data_is_kept_in_its_size(facts(), c, "pg-2"),

@@ -25,8 +25,8 @@ from elsapg.targets.docker.resources import (
 # Of the runner's modules those that a node has: a change of any other leaves the nodes alone.
 NODE_MODULES = (
     *("__init__", "archive", "backup", "config", "dumps", "found", "gates", "handover", "health"),
-    *("jobs", "patroni", "pgbackrest", "recovery", "repository", "restore", "s3", "sealed"),
-    *("target", "undump"),
+    *("jobs", "kube", "patroni", "pgbackrest", "recovery", "relabel", "repository", "restore"),
+    *("s3", "sealed", "target", "undump"),
 )
 # What each image is made of, beside the Dockerfile: a change of SQL rebuilds the runner only.
 CONTEXTS: Mapping[str, tuple[str, ...]] = {
@@ -35,6 +35,7 @@ CONTEXTS: Mapping[str, tuple[str, ...]] = {
     "postgres": (
         "images/bin/found-cluster",
         "images/bin/handover",
+        "images/bin/relabel",
         "images/bin/reload-on-change",
         "images/bin/restore-step",
         "images/bin/wal-get",
@@ -43,7 +44,12 @@ CONTEXTS: Mapping[str, tuple[str, ...]] = {
         *(f"elsapg/runner/{name}.py" for name in NODE_MODULES),
     ),
     "haproxy": (),
-    "pgbouncer": ("images/bin/gate", "images/bin/pool-gate", "images/bin/reload-on-change"),
+    "pgbouncer": (
+        "images/bin/gate",
+        "images/bin/pool-gate",
+        "images/bin/pool-leave",
+        "images/bin/reload-on-change",
+    ),
     "runner": (
         *("elsapg/__init__.py", "elsapg/errors.py", "elsapg/runner", "bootstrap_sql"),
         "images/bin/wal-get",
@@ -95,7 +101,8 @@ def place(
         ]
     for unit in units:
         after = _after(settings, unit, made)
-        if recovery and unit.name in t.node_names(settings):
+        # Nor the runner: with the wrong key it would start again and again.
+        if recovery and unit.name in (*t.node_names(settings), "runner"):
             checked = checked or [
                 _task(
                     stack,

@@ -14,6 +14,16 @@ _PATRONIS = tuple(
     f"{t.SCOPE}-{name}" for name in ("config", "failover", "failsafe", "leader", "sync")
 )
 _POD_SECURITY = "pod-security.kubernetes.io"
+Rule = dict[str, list[str]]
+# `configure` looks whether the nodes' pods are being replaced (runner.rollout).
+_RUNNERS_RULES: list[Rule] = [
+    {
+        "apiGroups": ["apps"],
+        "resources": ["statefulsets"],
+        "resourceNames": [NODES],
+        "verbs": ["get"],
+    }
+]
 
 
 class Foundation(Component):
@@ -43,22 +53,27 @@ class Foundation(Component):
             )
             for name in COMPONENTS
         ]
-        role = self.add(
-            place.manifest(
-                "rbac.authorization.k8s.io/v1", "Role", NODES, NODES, rules=_rules(place)
-            ),
-            inside,
-        )
-        binding = place.manifest(
-            "rbac.authorization.k8s.io/v1",
-            "RoleBinding",
-            NODES,
-            NODES,
-            roleRef={"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": NODES},
-            subjects=[{"kind": "ServiceAccount", "name": NODES, "namespace": place.namespace}],
-        )
-        self.binding = self.add(binding, pulumi.ResourceOptions(depends_on=[role]))
+        self.bindings = [
+            self._allow(place, name, rules, inside)
+            for name, rules in ((NODES, _rules(place)), (RUNNER, _RUNNERS_RULES))
+        ]
         self.done()
+
+    def _allow(
+        self, place: Place, account: str, rules: list[Rule], inside: pulumi.ResourceOptions
+    ) -> pulumi.Resource:
+        """A Role for an account of the same name, bound to it."""
+        api = "rbac.authorization.k8s.io"
+        role = self.add(place.manifest(f"{api}/v1", "Role", account, account, rules=rules), inside)
+        binding = place.manifest(
+            f"{api}/v1",
+            "RoleBinding",
+            account,
+            account,
+            roleRef={"apiGroup": api, "kind": "Role", "name": account},
+            subjects=[{"kind": "ServiceAccount", "name": account, "namespace": place.namespace}],
+        )
+        return self.add(binding, pulumi.ResourceOptions(depends_on=[role]))
 
 
 def namespace_manifest(place: Place) -> Manifest:
@@ -73,7 +88,7 @@ def namespace_manifest(place: Place) -> Manifest:
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
 
 
-def _rules(place: Place) -> list[dict[str, list[str]]]:
+def _rules(place: Place) -> list[Rule]:
     """What Patroni does, and no more: it may change its own ConfigMaps, not those with our
     configuration, and the labels of its own pods.
 

@@ -33,6 +33,7 @@ def policies(place: Place) -> list[Manifest]:
     inside, console = (t.PG_PORT, t.PATRONI_PORT), (t.PG_PORT, t.PATRONI_PORT, t.AGENT_PORT)
     repositories = (t.s3_address(place.settings), t.second_s3_address(place.settings))
     s3 = (*(port for _, port in repositories), *k.s3_ports)
+    api_server = _blocks(k.api_server_cidrs)
     made = [
         _policy(place, "deny-all", None, {"policyTypes": ["Ingress", "Egress"]}),
         _policy(place, "dns", None, {"policyTypes": ["Egress"], "egress": [_dns()]}),
@@ -46,7 +47,8 @@ def policies(place: Place) -> list[Manifest]:
         _egress(place, "nodes-to-gates", NODES, [poolers], (t.GATE_PORT,)),
         # The API server is outside of all pods; its Service's port may be translated before
         # or after a policy looks.
-        _egress(place, "nodes-to-api-server", NODES, _blocks(k.api_server_cidrs), (443, 6443)),
+        _egress(place, "nodes-to-api-server", NODES, api_server, (443, 6443)),
+        _egress(place, "runner-to-api-server", RUNNER, api_server, (443, 6443)),
         _egress(place, "nodes-to-s3", NODES, _blocks(k.s3_cidrs), s3),
         _egress(place, "runner-to-s3", RUNNER, _blocks(k.s3_cidrs), s3),
     ]

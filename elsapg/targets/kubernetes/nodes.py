@@ -24,8 +24,6 @@ _HEADLESS = {"clusterIP": "None", "publishNotReadyAddresses": True}
 # in their own objects, so that growth changes them and never the StatefulSet, which cannot.
 _NOMINAL_SIZE = "1Gi"
 DEFAULT_CPUS = 2.0
-_ACCOUNT_VOLUME = "service-account"
-_ACCOUNT_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"
 # A handover takes up to 75 s at worst, and a clean stop ships the last WAL after it.
 _GRACE_S = 150
 
@@ -157,7 +155,7 @@ def _pod(place: Place) -> Manifest:
             *shared,
             *mounts["postgres"],
             pods.mount("shm", "/dev/shm"),
-            pods.mount(_ACCOUNT_VOLUME, _ACCOUNT_PATH, read_only=True),
+            pods.TOKEN_MOUNT,
         ],
         pods.resources(node.memory_mb, cpus / 2, cpus),
         command=pods.reloading(node),
@@ -189,7 +187,7 @@ def _pod(place: Place) -> Manifest:
             pods.empty("run"),
             pods.empty("shm", medium="Memory", sizeLimit=f"{node.shm_mb}Mi"),
             *(pods.empty(volume) for found in tmp.values() for volume in found),
-            _token(),
+            pods.token(),
         ],
         labels={t.SCOPE_LABEL: t.SCOPE},
         annotations={RESTART_ANNOTATION: _restart_hash(place)},
@@ -227,30 +225,6 @@ def _probe(path: str, period: int, failures: int) -> Manifest:
 
 def _port(name: str, number: int) -> Manifest:
     return {"name": name, "containerPort": number, "protocol": "TCP"}
-
-
-def _token() -> Manifest:
-    """What the kubelet would mount into every container of the pod: Patroni alone needs it."""
-    namespace = {
-        "path": "namespace",
-        "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"},
-    }
-    return {
-        "name": _ACCOUNT_VOLUME,
-        "projected": {
-            "defaultMode": 0o440,
-            "sources": [
-                {"serviceAccountToken": {"expirationSeconds": 3607, "path": "token"}},
-                {
-                    "configMap": {
-                        "name": "kube-root-ca.crt",
-                        "items": [{"key": "ca.crt", "path": "ca.crt"}],
-                    }
-                },
-                {"downwardAPI": {"items": [namespace]}},
-            ],
-        },
-    }
 
 
 def _restart_hash(place: Place) -> str:

@@ -103,6 +103,35 @@ def scratch(container: str, paths: Iterable[str]) -> dict[str, str]:
     return {f"{container}{path.replace('/', '-')}": path for path in paths}
 
 
+_ACCOUNT_VOLUME = "service-account"
+_ACCOUNT_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"
+TOKEN_MOUNT = mount(_ACCOUNT_VOLUME, _ACCOUNT_PATH, read_only=True)
+
+
+def token() -> Manifest:
+    """What the kubelet would mount into every container of the pod: for one that needs it."""
+    namespace = {
+        "path": "namespace",
+        "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"},
+    }
+    return {
+        "name": _ACCOUNT_VOLUME,
+        "projected": {
+            "defaultMode": 0o440,
+            "sources": [
+                {"serviceAccountToken": {"expirationSeconds": 3607, "path": "token"}},
+                {
+                    "configMap": {
+                        "name": "kube-root-ca.crt",
+                        "items": [{"key": "ca.crt", "path": "ca.crt"}],
+                    }
+                },
+                {"downwardAPI": {"items": [namespace]}},
+            ],
+        },
+    }
+
+
 def environment(
     plain: Mapping[str, str], fields: Mapping[str, str] | None = None
 ) -> list[Manifest]:

@@ -102,9 +102,7 @@ def _pod(place: Place) -> Manifest:
         startupProbe={**answers, "periodSeconds": 1, "failureThreshold": 60},
         readinessProbe={**answers, "periodSeconds": 2, "failureThreshold": 2},
         livenessProbe={**answers, "periodSeconds": 10, "failureThreshold": 3},
-        # New clients come until every machine knows that this pod goes, which nobody can see from
-        # in here. Then running transactions end, before anybody is told to stop at once.
-        lifecycle={"preStop": {"exec": {"command": ["sh", "-c", _STOP]}}},
+        lifecycle=_leaving(POOLERS),
     )
     gate = pods.container(
         GATE,
@@ -114,6 +112,7 @@ def _pod(place: Place) -> Manifest:
         command=["reload-on-change", "HUP", "--", "gate"],
         env=variables,
         ports=[{"name": GATE, "containerPort": t.GATE_PORT, "protocol": "TCP"}],
+        lifecycle=_leaving(GATE),
     )
     return pods.pod(
         place,
@@ -130,4 +129,6 @@ def _pod(place: Place) -> Manifest:
     )
 
 
-_STOP = "sleep 5; kill -INT 1; exec tail -f /dev/null --pid=1"
+def _leaving(container: str) -> Manifest:
+    """Together: a primary that leaves as well must still be able to hold this pool."""
+    return {"preStop": {"exec": {"command": ["pool-leave", container]}}}

@@ -12,7 +12,7 @@ import pulumi
 from elsapg.definition import topology as t
 from elsapg.definition.files import File, files_for, task_files
 from elsapg.targets.kubernetes import pods
-from elsapg.targets.kubernetes.foundation import RUNNER
+from elsapg.targets.kubernetes.foundation import NODES, RUNNER
 from elsapg.targets.kubernetes.objects import Component, Manifest, Place, digest
 
 _FOLDERS = ("/tmp", "/var/spool/pgbackrest", "/var/log/pgbackrest")
@@ -93,7 +93,7 @@ def _task_files(place: Place, task: t.Task) -> tuple[File, ...]:
 
 def bootstrap_manifest(place: Place) -> Manifest:
     """The tasks in their order. Each sees only its own files: the superuser's key ends with the
-    task that needs it.
+    task that needs it. The first one waits for pods that are being replaced, and is told of them.
 
     A Job never changes: another image (with the SQL in it) or configuration is another Job.
     """
@@ -101,10 +101,12 @@ def bootstrap_manifest(place: Place) -> Manifest:
     names = {task.name: f"config-{task.name}" for task in tasks}
     volumes = [pods.config_volume(_task_files(place, k), k.name, names[k.name]) for k in tasks]
     runs = [_container(place, k.name, k.command, names[k.name]) for k in tasks]
+    runs[0]["volumeMounts"].append(pods.TOKEN_MOUNT)
+    runs[0]["env"] = pods.environment({"ELSAPG_STATEFULSET": NODES})
     spec = {
         "backoffLimit": 6,
         "activeDeadlineSeconds": 2 * sum(k.timeout_s for k in tasks),
-        "template": _pod(place, runs[-1:], volumes, initContainers=runs[:-1]),
+        "template": _pod(place, runs[-1:], [*volumes, pods.token()], initContainers=runs[:-1]),
     }
     name = f"bootstrap-{digest([spec, [m['data'] for m in _task_maps(place)]])}"
     return place.manifest("batch/v1", "Job", name, RUNNER, spec=spec)
