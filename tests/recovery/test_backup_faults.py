@@ -1,0 +1,95 @@
+"""Backups while something breaks: nothing half-made counts, and the next one is good."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pytest
+
+from elsapg.targets.docker import daemon as d
+from tests.recovery.archive_stack import ArchiveStack
+
+pytestmark = [pytest.mark.docker, pytest.mark.slow]
+
+# What pgBackRest says when it comes there.
+PHASES = {
+    "start": "execute non-exclusive backup start",
+    "middle": "backup file ",
+    "end": "execute non-exclusive backup stop",
+}
+
+
+def labels(stack: ArchiveStack) -> list[str]:
+    return [b["label"] for b in json.loads(stack.elsapg("backup", "list", "--json"))]
+
+
+def stopped_at(stack: ArchiveStack, phase: str) -> subprocess.Popen[str]:
+    """A full backup that has come to a phase and stands still; `go_on` lets it."""
+    process = stack.deployment.hosts.converse(
+        *("runner", "pgbackrest", "--stanza=elsa", "--repo=1", "--type=full"),
+        *("--log-level-console=detail", "--archive-timeout=10", "--io-timeout=5", "backup"),
+    )
+    assert process.stdout
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if PHASES[phase] in line:
+            stack.shell("runner", "pkill -STOP -x pgbackrest")
+            return process
+    raise AssertionError("".join(seen))
+
+
+def go_on(stack: ArchiveStack, process: subprocess.Popen[str]) -> str:
+    """Let it go on to its end, which is a bad one; what it said."""
+    stack.shell("runner", "pkill -CONT -x pgbackrest")
+    told, _ = process.communicate(timeout=180)
+    assert process.returncode != 0, told
+    return told
+
+
+def test_s3_is_away_when_it_begins(archived: ArchiveStack) -> None:
+    with archived.stopped("s3"):
+        told = archived.elsapg("backup", "now", code=7)
+    assert "S3 does not answer" in told
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_s3_goes_away(archived: ArchiveStack, phase: str) -> None:
+    before = labels(archived)
+    process = stopped_at(archived, phase)
+    with archived.stopped("s3"):
+        assert "ERROR" in go_on(archived, process)
+    # What was begun is no backup, and is in nobody's way.
+    assert labels(archived) == before
+    archived.elsapg("backup", "now", "--type", "full")
+    assert len(labels(archived)) == len(before) + 1
+
+
+def test_the_primary_is_killed(archived: ArchiveStack) -> None:
+    before = labels(archived)
+    process = stopped_at(archived, "middle")
+    primary = archived.deployment.primary()
+    with d.daemon() as client:
+        container = client.containers.get(archived.deployment.hosts.physical(primary))
+        container.kill()
+        try:
+            go_on(archived, process)
+            archived.wait(
+                lambda: any(
+                    m["role"] == "leader" and m["name"] != primary and m["state"] == "running"
+                    for m in archived.deployment.members()
+                ),
+                "nobody takes over",
+            )
+        finally:
+            container.start()
+    archived.wait(
+        lambda: any(m["role"] == "sync_standby" for m in archived.deployment.members()),
+        f"{primary} does not come back",
+        120,
+    )
+    assert labels(archived) == before
+    archived.elsapg("backup", "now", "--type", "full")
+    # Along both timelines, from the oldest backup to now.
+    archived.elsapg("backup", "check")
