@@ -457,7 +457,7 @@ def unfinished(deployment: Deployment) -> dict[str, Any] | None:
 
 
 def catch_up(deployment: Deployment, primary: str) -> None:
-    """Run the jobs' slots that a restored database has slept through, before a check misses them."""
+    """Run the job slots that a restored database has slept through, before a check misses them."""
     if not deployment.settings.jobs.active:
         return
     for database in ("postgres", *t.DATABASES):
