@@ -55,7 +55,7 @@ def test_what_is_missing_or_damaged_is_named(archived: ArchiveStack) -> None:
         told = archived.elsapg("backup", "check", code=7)
         assert f"WAL segment {bad} is damaged" in told
         assert f"WAL segment {lost} is missing" in told
-        assert f"{last['label']}/bundle" in told
+        assert f"backup {last['label']} is damaged" in told
         assert between not in told
         assert "elsapg backup now" in told
         assert archived.red("recovery") == {CHECK}
