@@ -49,6 +49,7 @@ test: setup ## Run every test that this machine can run
 	@$(BIN)/python -m pytest tests/unit $(PYTEST)
 	@$(BIN)/python -m pytest tests --ignore=tests/unit --ignore=tests/infra \
 	  --ignore=tests/kubernetes $(PYTEST)
+	@$(BIN)/python -m pytest tests/kubernetes $(PYTEST)
 
 .PHONY: test-kubernetes
 test-kubernetes: setup ## Run the tests of the kubernetes target on a cluster made here (builds one)

@@ -24,6 +24,7 @@ from elsapg.services import workspace
 from elsapg.services.deployment import Deployment
 from elsapg.services.lifecycle import Lifecycle, our_program
 from elsapg.services.places import Places, write_private
+from elsapg.services.restore import catch_up
 from elsapg.settings import Settings
 from elsapg.targets.docker.daemon import physical_name
 
@@ -147,7 +148,9 @@ def recover(
     # The order, and whatever opens another stack's repository, goes out of it again.
     lifecycle.program = our_program
     lifecycle.up(yes=True)
-    found = _recovered(Deployment(root, stack))
+    deployment = Deployment(root, stack)
+    found = _recovered(deployment)
+    catch_up(deployment, deployment.primary())
     Places(root).recovery(stack).unlink(missing_ok=True)
     return found
 

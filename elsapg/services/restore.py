@@ -241,7 +241,7 @@ class Restore:
             # Passwords, settings and migrations are those of the stack's file, not of that moment.
             self._say("bringing roles, passwords and migrations to what the stack says")
             trouble = _attempt(finish.bootstrap)
-            self._catch_up(prepared.node)
+            catch_up(deployment, prepared.node)
             gates.open()
             self._say("the database takes writes again; rebuilding the standbys")
             with lock.hold(places.lock(self._stack), self._stack, "restore"):
@@ -355,16 +355,6 @@ class Restore:
             self._say(f"starting {prepared.node} as the primary")
             self._step(prepared.node, "open")
 
-    def _catch_up(self, primary: str) -> None:
-        """Run the jobs' slots that this restore has slept through, before a check misses them."""
-        if not self._deployment.settings.jobs.active:
-            return
-        for database in ("postgres", *t.DATABASES):
-            # That of a moment without them runs by itself in five minutes, if ever.
-            with contextlib.suppress(UnhealthyError):
-                sql = "SET ROLE elsa_jobs; SELECT elsa_jobs.catch_up()"
-                self._deployment.query(primary, sql, database)
-
     def _standbys(self, prepared: Prepared, *, wait: bool) -> None:
         states = self._deployment.hosts.states()
         nodes = [
@@ -464,6 +454,17 @@ def unfinished(deployment: Deployment) -> dict[str, Any] | None:
             with contextlib.suppress(ValueError):
                 return dict(json.loads(done.output))
     return None
+
+
+def catch_up(deployment: Deployment, primary: str) -> None:
+    """Run the job slots that a restored database has slept through, before a check misses them."""
+    if not deployment.settings.jobs.active:
+        return
+    for database in ("postgres", *t.DATABASES):
+        # That of a moment without them runs by itself in five minutes, if ever.
+        with contextlib.suppress(UnhealthyError):
+            sql = "SET ROLE elsa_jobs; SELECT elsa_jobs.catch_up()"
+            deployment.query(primary, sql, database)
 
 
 def _as_begun(request: Request, journal: dict[str, Any]) -> Request:

@@ -75,7 +75,8 @@ class Subject:
 
     def healthy(self) -> Healthy | None:
         """The cluster's state if it is whole: one leader that all nodes agree on, every other
-        node streaming on its timeline, and a synchronous standby that PostgreSQL waits for."""
+        node streaming on its timeline, a synchronous standby that PostgreSQL waits for, and a
+        leader that knows whom to ask when the DCS is away (it learns that a moment later)."""
         views = self.views()
         if set(views) != set(self.deployment.nodes):
             return None
@@ -97,7 +98,9 @@ class Subject:
             "SELECT application_name FROM pg_stat_replication "
             "WHERE state = 'streaming' AND sync_state IN ('sync', 'quorum')",
         )
-        return state if [state.sync_standby] in named else None
+        asked = self.deployment.patroni("/failsafe", state.leader)
+        whole = [state.sync_standby] in named and set(asked) == set(self.deployment.nodes)
+        return state if whole else None
 
     def wait_healthy(self, timeout: float = HEAL_TIMEOUT_S) -> Healthy:
         """Wait until the cluster is whole again, without any help."""

@@ -86,10 +86,20 @@ class Stack:
             for file in namespaces:
                 self.kubectl("apply", "--server-side", "-f", str(file))
             self.run("secrets", "apply")
+            self._prune()
             said = self.kubectl(
                 "apply", "--server-side", "--recursive", "-f", str(self.manifests), timeout=120
             )
         return dict(line.rsplit(" ", 1) for line in said.splitlines() if " " in line)
+
+    def _prune(self) -> None:
+        """Remove the bootstrap Jobs of other manifests, as a GitOps tool does: one that has run
+        would not run again when a setting goes back to what it was."""
+        jobs = self.kubectl("get", "jobs", "-o", "name").split()
+        names = {j.removeprefix("job.batch/") for j in jobs} - {self.bootstrap_job()}
+        old = sorted(n for n in names if n.startswith("bootstrap-"))
+        if old:
+            self.kubectl("delete", "job", *old)
 
     def wait_ready(self, timeout: float = READY_TIMEOUT_S) -> None:
         """Wait until every pod is ready and the bootstrap has run."""
