@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import subprocess
 import time
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -26,6 +26,7 @@ from elsapg.runner.config import Config
 from elsapg.runner.pgbackrest import Repository, RepositoryError, settle
 
 _WAL = re.compile(r"([0-9A-F]{24})-[0-9a-f]{40}")
+_LABEL = re.compile(r"\d{8}-\d{6}F(?:_\d{8}-\d{6}[DI])?")
 _INVALID = re.compile(r"(?:invalid|missing|other)\b.*?'([^']+)'")
 _TAKE_ONE = "`elsapg backup now --type full`"
 
@@ -120,12 +121,7 @@ def judge(held: Archive, damaged: Sequence[str]) -> Checked:
         backups=len(held.backups),
     )
     bad = {match[1] for match in map(_WAL.search, damaged) if match}
-    made.failures += [
-        f"{path} is damaged: take a new backup, {_TAKE_ONE}; the damaged one goes with its "
-        "retention"
-        for path in damaged
-        if not _WAL.search(path)
-    ]
+    made.failures += _backups(path for path in damaged if not _WAL.search(path))
     for one in held.backups:
         its = held.lines.get(one.timeline, Line(one.timeline, (), float("-inf"), ()))
         own = _names(its, one.start_lsn, one.stop_lsn - 1)
@@ -151,6 +147,20 @@ def judge(held: Archive, damaged: Sequence[str]) -> Checked:
                 f"{text}; nothing after it can be restored until there is a new backup: {_TAKE_ONE}"
             )
     return made
+
+
+def _backups(damaged: Iterable[str]) -> list[str]:
+    """Each damaged backup once, whatever the number of its files."""
+    found: dict[str, list[str]] = {}
+    for path in damaged:
+        label = _LABEL.search(path)
+        found.setdefault(label[0] if label else path, []).append(path)
+    return [
+        f"backup {label} is damaged ({paths[0]}"
+        + (f" and {len(paths) - 1} more files" if len(paths) > 1 else "")
+        + f"): take a new one, {_TAKE_ONE}; the damaged one goes with its retention"
+        for label, paths in found.items()
+    ]
 
 
 def _names(line: Line, first: int, last: int) -> list[str]:

@@ -30,69 +30,46 @@ def files(stack: ArchiveStack, segment: str, prefix: str = "wal") -> str:
 
 
 def damage(stack: ArchiveStack, path: str, at: int) -> None:
-    """Overwrite a byte of a file in the bucket; its good copy is /tmp/good."""
+    """Overwrite a byte of a file in the bucket; `mend` brings it back."""
     write = f"dd of='{path}' bs=1 seek={at} conv=notrunc status=none"
-    stack.shell("s3", f"cp -p '{path}' /tmp/good; printf X | {write}")
+    stack.shell("s3", f"cp -p '{path}' /tmp/good-$(basename '{path}'); printf X | {write}")
 
 
-@pytest.fixture
-def sound(archived: ArchiveStack) -> ArchiveStack:
-    """A stack whose last backup is newer than any hole that another test has made."""
+def mend(stack: ArchiveStack, path: str) -> None:
+    stack.shell("s3", f"mv /tmp/good-$(basename '{path}') '{path}'")
+
+
+def test_what_is_missing_or_damaged_is_named(archived: ArchiveStack) -> None:
     archived.elsapg("backup", "now", "--type", "full")
-    archived.elsapg("backup", "check")
-    return archived
-
-
-def test_a_missing_segment_is_named_until_there_is_a_backup(sound: ArchiveStack) -> None:
-    switch(sound)
-    lost = switch(sound)
-    switch(sound)
-    path = files(sound, lost)
-    sound.shell("s3", f"mv '{path}' /tmp/lost-segment")
-    told = sound.elsapg("backup", "check", code=7)
-    assert f"WAL segment {lost} is missing" in told
-    assert "elsapg backup now" in told
-    assert sound.red("recovery") == {CHECK}
-    assert lost in sound.elsapg("status", code=7)
-    # Nothing is pretended: a drill cannot get past it either, and says so.
-    assert f"WAL segment {lost} is missing" in sound.elsapg("drill", code=7)
-    # With a newer backup the hole is history, which is told all the same.
-    sound.elsapg("backup", "now", "--type", "full")
-    told = sound.elsapg("backup", "check")
-    assert lost in told and "not affected" in told
-    sound.elsapg("drill")
-    assert sound.red("recovery") == set()
-    sound.shell("s3", f"mv /tmp/lost-segment '{path}'")
-
-
-def test_a_damaged_segment_is_named(sound: ArchiveStack) -> None:
-    bad = switch(sound)
-    switch(sound)
-    path = files(sound, bad)
-    damage(sound, path, 700)
-    try:
-        told = sound.elsapg("backup", "check", code=7)
-        assert f"WAL segment {bad} is damaged" in told
-        assert sound.red("recovery") == {CHECK}
-    finally:
-        sound.shell("s3", f"cp -p /tmp/good '{path}'")
-    sound.elsapg("backup", "check")
-    assert sound.red("recovery") == set()
-
-
-def test_a_damaged_backup_is_named(sound: ArchiveStack) -> None:
-    [*_, last] = json.loads(sound.elsapg("backup", "list", "--json"))
-    path = sound.shell(
-        "s3", f"ls -S {sound.folder}/wal/backup/elsa/{last['label']}/bundle/* | head -1"
+    [*_, last] = json.loads(archived.elsapg("backup", "list", "--json"))
+    bad, between, lost = (switch(archived) for _ in range(3))
+    switch(archived)
+    damaged = files(archived, bad)
+    bundle = archived.shell(
+        "s3", f"ls -S {archived.folder}/wal/backup/elsa/{last['label']}/bundle/* | head -1"
     ).strip()
-    damage(sound, path, 900)
+    damage(archived, damaged, 700)
+    damage(archived, bundle, 900)
+    archived.shell("s3", f"rm '{files(archived, lost)}'")
     try:
-        told = sound.elsapg("backup", "check", code=7)
-        assert last["label"] in told
-        assert "is damaged" in told
+        told = archived.elsapg("backup", "check", code=7)
+        assert f"WAL segment {bad} is damaged" in told
+        assert f"WAL segment {lost} is missing" in told
+        assert f"backup {last['label']} is damaged" in told
+        assert between not in told
+        assert "elsapg backup now" in told
+        assert archived.red("recovery") == {CHECK}
+        assert lost in archived.elsapg("status", code=7)
     finally:
-        sound.shell("s3", f"cp -p /tmp/good '{path}'")
-    sound.elsapg("backup", "check")
+        mend(archived, damaged)
+        mend(archived, bundle)
+    # Nothing is pretended: a drill cannot get past it either, and says so.
+    assert f"WAL segment {lost} is missing" in archived.elsapg("drill", code=7)
+    # With a newer backup the hole is history, which is told all the same.
+    archived.elsapg("backup", "now", "--type", "full")
+    told = archived.elsapg("backup", "check")
+    assert lost in told and "not affected" in told
+    assert [p for p in archived.problems() if p.job == "check"] == []
 
 
 def test_two_backups_at_once(archived: ArchiveStack) -> None:

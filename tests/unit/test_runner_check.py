@@ -105,10 +105,12 @@ def test_a_damaged_file_of_a_backup() -> None:
     found = judge(
         info(("A", name(1, 3), name(1, 3))),
         listed(*run_of(1, 3, 4)),
-        ["A/bundle/1"],
+        ["20260301-010000F/bundle/1", "20260301-010000F/bundle/2"],
         {},
     )
-    assert found.failures[0].startswith("A/bundle/1 is damaged")
+    told = "backup 20260301-010000F is damaged (20260301-010000F/bundle/1 and 1 more files): take"
+    assert found.failures[0].startswith(told)
+    assert len(found.failures) == 1
 
 
 @pytest.mark.parametrize(
