@@ -8,36 +8,13 @@ import subprocess
 import pytest
 
 from elsapg.targets.docker import daemon as d
-from tests.recovery.archive_stack import ArchiveStack
+from tests.recovery.archive_stack import PHASES, ArchiveStack
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
-
-# What pgBackRest says when it comes there.
-PHASES = {
-    "start": "execute non-exclusive backup start",
-    "middle": "backup file ",
-    "end": "execute non-exclusive backup stop",
-}
 
 
 def labels(stack: ArchiveStack) -> list[str]:
     return [b["label"] for b in json.loads(stack.elsapg("backup", "list", "--json"))]
-
-
-def stopped_at(stack: ArchiveStack, phase: str) -> subprocess.Popen[str]:
-    """A full backup that has come to a phase and stands still; `go_on` lets it."""
-    process = stack.deployment.hosts.converse(
-        *("runner", "pgbackrest", "--stanza=elsa", "--repo=1", "--type=full"),
-        *("--log-level-console=detail", "--archive-timeout=10", "--io-timeout=5", "backup"),
-    )
-    assert process.stdout
-    seen = []
-    for line in process.stdout:
-        seen.append(line)
-        if PHASES[phase] in line:
-            stack.shell("runner", "pkill -STOP -x pgbackrest")
-            return process
-    raise AssertionError("".join(seen))
 
 
 def go_on(stack: ArchiveStack, process: subprocess.Popen[str]) -> str:
@@ -57,7 +34,7 @@ def test_s3_is_away_when_it_begins(archived: ArchiveStack) -> None:
 @pytest.mark.parametrize("phase", PHASES)
 def test_s3_goes_away(archived: ArchiveStack, phase: str) -> None:
     before = labels(archived)
-    process = stopped_at(archived, phase)
+    process = archived.backup_stopped_at(phase)
     with archived.stopped("s3"):
         assert "ERROR" in go_on(archived, process)
     # What was begun is no backup, and is in nobody's way.
@@ -68,7 +45,7 @@ def test_s3_goes_away(archived: ArchiveStack, phase: str) -> None:
 
 def test_the_primary_is_killed(archived: ArchiveStack) -> None:
     before = labels(archived)
-    process = stopped_at(archived, "middle")
+    process = archived.backup_stopped_at("middle")
     primary = archived.deployment.primary()
     with d.daemon() as client:
         container = client.containers.get(archived.deployment.hosts.physical(primary))
