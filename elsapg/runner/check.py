@@ -28,6 +28,7 @@ from elsapg.runner.pgbackrest import Repository, RepositoryError, settle
 _WAL = re.compile(r"([0-9A-F]{24})-[0-9a-f]{40}")
 _LABEL = re.compile(r"\d{8}-\d{6}F(?:_\d{8}-\d{6}[DI])?")
 _INVALID = re.compile(r"(?:invalid|missing|other)\b.*?'([^']+)'")
+_COUNTED = re.compile(r"total WAL checked: (\d+), total valid WAL: (\d+)")
 _TAKE_ONE = "`elsapg backup now --type full`"
 
 
@@ -107,9 +108,13 @@ def _verify(one: Repository) -> list[str]:
     )  # fmt: skip
     output = done.stdout + done.stderr
     found = sorted({m[1] for m in map(_INVALID.search, output.splitlines()) if m})
-    if (done.returncode or "status: error" in output) and not found:
+    # What it counts as bad it need not name.
+    unnamed = sum(int(had) - int(valid) for had, valid in _COUNTED.findall(output))
+    unnamed -= sum(1 for path in found if _WAL.search(path))
+    if done.returncode or unnamed > 0 or ("status: error" in output and not found):
         lines = output.strip().splitlines()
-        told = " ".join([line for line in lines if "ERROR" in line] or lines[-3:])[:600]
+        grave = [line for line in lines if "ERROR" in line or "WARN" in line]
+        told = " ".join([*found, *(grave or lines[-3:])])[:600]
         raise CheckError(f"pgbackrest verify failed ({done.returncode}): {told}")
     return found
 

@@ -72,6 +72,14 @@ ORDER BY 1
 """
 
 
+# What pgBackRest says when a backup comes there.
+PHASES = {
+    "start": "execute non-exclusive backup start",
+    "middle": "backup file ",
+    "end": "execute non-exclusive backup stop",
+}
+
+
 class ArchiveStack:
     """The stack, the CLI on it, and its containers."""
 
@@ -109,6 +117,21 @@ class ArchiveStack:
 
     def dumps(self) -> list[str]:
         return [d["label"] for d in json.loads(self.elsapg("dump", "list", "--json"))]
+
+    def backup_stopped_at(self, phase: str) -> subprocess.Popen[str]:
+        """A full backup that has come to a phase and stands still until it gets SIGCONT."""
+        process = self.deployment.hosts.converse(
+            *("runner", "pgbackrest", "--stanza=elsa", "--repo=1", "--type=full"),
+            *("--log-level-console=detail", "--archive-timeout=10", "--io-timeout=5", "backup"),
+        )
+        assert process.stdout
+        seen = []
+        for line in process.stdout:
+            seen.append(line)
+            if PHASES[phase] in line:
+                self.shell("runner", "pkill -STOP -x pgbackrest")
+                return process
+        raise AssertionError("".join(seen))
 
     # -- inside ------------------------------------------------------------------------------
 

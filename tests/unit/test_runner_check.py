@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
 from typing import Any
 
 import pytest
 
-from elsapg.runner import archive
+from elsapg.runner import archive, check
 from elsapg.runner.archive import SEGMENT_BYTES, segment_name
 from elsapg.runner.check import Checked
 from elsapg.runner.check import judge as judge_archive
+from elsapg.runner.pgbackrest import Repository
 
 SHA = "0" * 40
 
@@ -144,3 +146,26 @@ def test_a_backup_on_the_newest_line_needs_no_older_one() -> None:
 
 def test_no_backup() -> None:
     assert "no backup to restore yet" in judge({}, {}, [], {}).failures[0]
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "says"),
+    [
+        ("total WAL checked: 3, total valid WAL: 3\nstatus: ok", 0, None),
+        ("INFO: invalid checksum '17-1/x.zst'\nstatus: error", 0, None),
+        # One that is counted, and named by no line that we know.
+        ("total WAL checked: 3, total valid WAL: 2\nWARN: odd thing", 0, "odd thing"),
+        ("ERROR: [049]: unable to connect", 49, "unable to connect"),
+        ("status: error", 0, "verify failed"),
+    ],
+)
+def test_what_verify_does_not_name_is_not_taken_for_good(
+    monkeypatch: pytest.MonkeyPatch, output: str, code: int, says: str | None
+) -> None:
+    done = subprocess.CompletedProcess([], code, output, "")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    if says is None:
+        assert check._verify(Repository()) == (["17-1/x.zst"] if "invalid" in output else [])
+        return
+    with pytest.raises(check.CheckError, match=says):
+        check._verify(Repository())
