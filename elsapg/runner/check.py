@@ -28,7 +28,8 @@ from elsapg.runner.pgbackrest import Repository, RepositoryError, settle
 _WAL = re.compile(r"([0-9A-F]{24})-[0-9a-f]{40}")
 _LABEL = re.compile(r"\d{8}-\d{6}F(?:_\d{8}-\d{6}[DI])?")
 _INVALID = re.compile(r"(?:invalid|missing|other)\b.*?'([^']+)'")
-_COUNTED = re.compile(r"total WAL checked: (\d+), total valid WAL: (\d+)")
+# Of its report; its log says the same again, further to the right.
+_COUNTED = re.compile(r"^  archiveId: .*total WAL checked: (\d+), total valid WAL: (\d+)", re.M)
 _TAKE_ONE = "`elsapg backup now --type full`"
 
 

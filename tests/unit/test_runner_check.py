@@ -148,13 +148,23 @@ def test_no_backup() -> None:
     assert "no backup to restore yet" in judge({}, {}, [], {}).failures[0]
 
 
+INVALID = "archiveId: 17-1, total WAL checked: 3, total valid WAL: 2\n"
+SEGMENT = f"17-1/0000000100000000/{name(1, 3)}-{SHA}.zst"
+
+
 @pytest.mark.parametrize(
     ("output", "code", "says"),
     [
-        ("total WAL checked: 3, total valid WAL: 3\nstatus: ok", 0, None),
-        ("INFO: invalid checksum '17-1/x.zst'\nstatus: error", 0, None),
+        ("  archiveId: 17-1, total WAL checked: 3, total valid WAL: 3\nstatus: ok", 0, None),
+        # As it is told twice.
+        (
+            f"{' ' * 38}{INVALID}P01 INFO: invalid checksum '{SEGMENT}'\n  {INVALID}status: error",
+            0,
+            None,
+        ),
+        (f"INFO: invalid checksum '{SEGMENT}'\nstatus: error", 0, None),
         # One that is counted, and named by no line that we know.
-        ("total WAL checked: 3, total valid WAL: 2\nWARN: odd thing", 0, "odd thing"),
+        (f"  {INVALID}WARN: odd thing", 0, "odd thing"),
         ("ERROR: [049]: unable to connect", 49, "unable to connect"),
         ("status: error", 0, "verify failed"),
     ],
@@ -165,7 +175,7 @@ def test_what_verify_does_not_name_is_not_taken_for_good(
     done = subprocess.CompletedProcess([], code, output, "")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
     if says is None:
-        assert check._verify(Repository()) == (["17-1/x.zst"] if "invalid" in output else [])
+        assert check._verify(Repository()) == ([SEGMENT] if "invalid" in output else [])
         return
     with pytest.raises(check.CheckError, match=says):
         check._verify(Repository())
