@@ -27,7 +27,7 @@ from elsapg.runner.pgbackrest import Repository, RepositoryError, settle
 
 _WAL = re.compile(r"([0-9A-F]{24})-[0-9a-f]{40}")
 _LABEL = re.compile(r"\d{8}-\d{6}F(?:_\d{8}-\d{6}[DI])?")
-_INVALID = re.compile(r"(?:invalid|missing|other)\b.*?'([^']+)'")
+_INVALID = re.compile(r"invalid result (\S+): |(?:invalid|missing|other)\b.*?'([^']+)'")
 # Of its report; its log says the same again, further to the right.
 _COUNTED = re.compile(r"^  archiveId: .*total WAL checked: (\d+), total valid WAL: (\d+)", re.M)
 _TAKE_ONE = "`elsapg backup now --type full`"
@@ -108,7 +108,7 @@ def _verify(one: Repository) -> list[str]:
         capture_output=True, encoding="utf-8", errors="replace", check=False,
     )  # fmt: skip
     output = done.stdout + done.stderr
-    found = sorted({m[1] for m in map(_INVALID.search, output.splitlines()) if m})
+    found = sorted({m[1] or m[2] for m in map(_INVALID.search, output.splitlines()) if m})
     # What it counts as bad it need not name.
     unnamed = sum(int(had) - int(valid) for had, valid in _COUNTED.findall(output))
     unnamed -= sum(1 for path in found if _WAL.search(path))

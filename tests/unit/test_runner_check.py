@@ -163,6 +163,8 @@ SEGMENT = f"17-1/0000000100000000/{name(1, 3)}-{SHA}.zst"
             None,
         ),
         (f"INFO: invalid checksum '{SEGMENT}'\nstatus: error", 0, None),
+        # What cannot be opened at all it tells in other words.
+        (f"INFO: invalid result {SEGMENT}: [29] raised from local-1\nstatus: error", 0, None),
         # One that is counted, and named by no line that we know.
         (f"  {INVALID}WARN: odd thing", 0, "odd thing"),
         ("ERROR: [049]: unable to connect", 49, "unable to connect"),
