@@ -145,7 +145,7 @@ class Archive:
             held = self.lines.get(number)
             own = (
                 [s for s in held.segments if s[0] * SEGMENT_BYTES < line.leaves(number)]
-                if (held)
+                if held
                 else []
             )
             if own:
