@@ -45,11 +45,10 @@ destroy: $(READY) ## Remove a stack, keeping its data (STACK=local)
 	@$(BIN)/elsapg destroy --stack $(STACK) --yes
 
 .PHONY: test
-test: setup ## Run every test that this machine can run
+test: setup ## Run every test but those on a real Kubernetes (test-kubernetes)
 	@$(BIN)/python -m pytest tests/unit $(PYTEST)
 	@$(BIN)/python -m pytest tests --ignore=tests/unit --ignore=tests/infra \
 	  --ignore=tests/kubernetes $(PYTEST)
-	@$(BIN)/python -m pytest tests/kubernetes $(PYTEST)
 
 .PHONY: test-kubernetes
 test-kubernetes: setup ## Run the tests of the kubernetes target on a cluster made here (builds one)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench import (
+    archive,
     bootstrap,
     failover,
     integrity,
@@ -16,6 +17,7 @@ from bench import (
     memory,
     pooled,
     queries,
+    restore,
     retention,
     rls,
     up,
@@ -34,7 +36,7 @@ ALONE: dict[str, Callable[[int | None], Path]] = {
     "kubernetes": kubernetes.run,
 }
 # On one running stack, in this order: idle first, since a failover leaves caches warm.
-ON_STACK = ("memory", "pooled", "failover")
+ON_STACK = ("memory", "pooled", "restore", "archive", "failover")
 
 
 def main() -> int:
@@ -65,6 +67,10 @@ def main() -> int:
                 written.append(memory.run(deployment))
             if "pooled" in wanted:
                 written.append(pooled.run(deployment, arguments.runs))
+            if "restore" in wanted:
+                written.append(restore.run(deployment, arguments.runs))
+            if "archive" in wanted:
+                written.append(archive.run(deployment, arguments.runs))
             if "failover" in wanted:
                 written.append(failover.run(deployment, chosen, arguments.runs))
     for path in written:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from elsapg.definition.secrets import (
     PASSWORD_BYTES,
     PASSWORD_ROLES,
     KeyPair,
+    Recovery,
     Secrets,
     certificate_names,
+    cipher_name,
     is_client_too,
     new_encryption_key,
     new_secret,
@@ -29,8 +32,29 @@ from elsapg.targets.docker.place import place as place_on_docker
 from elsapg.targets.kubernetes.place import place as place_on_kubernetes
 
 
-def program(stack: str, settings: Settings, root: Path) -> None:
-    """Register every resource of the stack. Runs inside a Pulumi program."""
+@dataclass(frozen=True)
+class Escrow:
+    """What was kept outside for the day on which all else is gone. Never shown whole."""
+
+    s3_access_key: str | None = None
+    s3_secret_key: str | None = None
+    repository_cipher: str | None = None
+    encryption_keys: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rescue:
+    """How a stack comes out of a repository. `escrow`: its own secrets, where no state has them."""
+
+    recovery: Recovery
+    escrow: Escrow | None = None
+
+
+def program(stack: str, settings: Settings, root: Path, rescue: Rescue | None = None) -> None:
+    """Register every resource of the stack. Runs inside a Pulumi program.
+
+    `rescue`: for a stack that comes out of a repository, while it does; only on docker so far.
+    """
     if not settings.database.provisioned:
         # To register nothing would be to ask for the removal of all that an earlier run made.
         raise UsageError(
@@ -40,22 +64,32 @@ def program(stack: str, settings: Settings, root: Path) -> None:
     if settings.target == "kubernetes":
         _on_kubernetes(stack, settings, root)
     else:
-        _on_docker(stack, settings)
+        _on_docker(stack, settings, rescue)
 
 
-def _on_docker(stack: str, settings: Settings) -> None:
+def _on_docker(stack: str, settings: Settings, rescue: Rescue | None) -> None:
     if not pulumi.runtime.is_dry_run():
         daemon.check()
     keep = pulumi.ResourceOptions(protect=settings.protect)
+    recovery = rescue.recovery if rescue else None
+    kept = rescue.escrow if rescue and rescue.escrow else Escrow()
     stashes = _passwords(keep)
-    access_key = _generated("s3-access-key", 15, keep)
-    secret_key = _generated("s3-secret-key", 30, keep)
-    cipher = _generated("repository-cipher", CIPHER_BYTES, keep)
-    keys = _encryption_keys(settings, keep)
-    authority, pairs = _certificates(stack, settings, certificate_names(settings), keep)
-    known = _known(authority, pairs, stashes, (access_key, secret_key), cipher)
-    place_on_docker(stack, settings, known)
+    access_key = _generated("s3-access-key", 15, keep, kept.s3_access_key)
+    secret_key = _generated("s3-secret-key", 30, keep, kept.s3_secret_key)
+    cipher = _ciphers(settings, keep, kept.repository_cipher)
+    keys = _encryption_keys(settings, keep, kept.encryption_keys)
+    names = certificate_names(settings, s3_from_outside=daemon.physical_name(stack, t.S3_HOST))
+    authority, pairs = _certificates(stack, settings, names, keep)
+    known = _known(authority, pairs, stashes, (access_key, secret_key), cipher, recovery)
+    place_on_docker(stack, settings, known, recovery)
     _export(settings, stashes, keys)
+    # What opens the archive when all else is gone: `elsapg keys repository`.
+    opens = {
+        "s3_access_key": access_key,
+        "s3_secret_key": secret_key,
+        "repository_cipher": cipher,
+    }
+    pulumi.export("repository", pulumi.Output.secret(opens))
     pulumi.export("ca", authority.certificate)
     pulumi.export(
         "pools",
@@ -80,7 +114,7 @@ def _on_kubernetes(stack: str, settings: Settings, root: Path) -> None:
         return
     keep = pulumi.ResourceOptions(protect=settings.protect)
     stashes = _passwords(keep)
-    cipher = _generated("repository-cipher", CIPHER_BYTES, keep)
+    cipher = _ciphers(settings, keep)
     given: tuple[pulumi.Input[str], pulumi.Input[str]] = ("", "")
     if settings.archive.credentials == "keys":
         given = (_given("s3-access-key", keep), _given("s3-secret-key", keep))
@@ -100,12 +134,26 @@ def _passwords(keep: pulumi.ResourceOptions) -> dict[str, pulumi.Output[str]]:
     return {name: _generated(f"password-{name}", PASSWORD_BYTES, keep) for name in PASSWORD_ROLES}
 
 
+def _ciphers(
+    settings: Settings, keep: pulumi.ResourceOptions, kept: str | None = None
+) -> pulumi.Output[str]:
+    """All are kept, and the last one counts: what an earlier one encrypted is still to be read.
+
+    `kept`: that one, where it was kept outside.
+    """
+    *earlier, last = (cipher_name(key_id) for key_id in settings.archive.key_ids)
+    for name in earlier:
+        _generated(name, CIPHER_BYTES, keep)
+    return _generated(last, CIPHER_BYTES, keep, kept)
+
+
 def _encryption_keys(
-    settings: Settings, keep: pulumi.ResourceOptions
+    settings: Settings, keep: pulumi.ResourceOptions, kept: Mapping[str, str] | None = None
 ) -> dict[str, pulumi.Output[str]]:
     """For applications, by way of `elsapg keys show`: no unit of the stack ever gets them."""
+    given = kept or {}
     return {
-        name: _stashed(f"encryption-key-{name}", new_encryption_key(), keep)
+        name: _stashed(f"encryption-key-{name}", new_encryption_key(), keep, given.get(name))
         for name in settings.encryption.key_ids
     }
 
@@ -144,6 +192,7 @@ def _known(
     passwords: Mapping[str, pulumi.Output[str]],
     s3: tuple[pulumi.Input[str], pulumi.Input[str]],
     cipher: pulumi.Output[str],
+    recovery: Recovery | None = None,
 ) -> pulumi.Output[Secrets]:
     """All secrets together. Secret as a whole: its parts are."""
     return pulumi.Output.all(
@@ -152,7 +201,7 @@ def _known(
         pairs={n: [c.certificate, c.private_key] for n, c in pairs.items()},
         s3=list(s3),
         cipher=cipher,
-    ).apply(_secrets)
+    ).apply(lambda values: _secrets(values, recovery))
 
 
 def _export(
@@ -186,17 +235,25 @@ def _given(name: str, keep: pulumi.ResourceOptions) -> pulumi.Output[str]:
     return kept.apply(check)
 
 
-def _generated(name: str, entropy: int, opts: pulumi.ResourceOptions) -> pulumi.Output[str]:
-    """A secret of so many random bytes, in characters that stand anywhere."""
-    return _stashed(name, new_secret(entropy), opts)
+def _generated(
+    name: str, entropy: int, opts: pulumi.ResourceOptions, kept: str | None = None
+) -> pulumi.Output[str]:
+    """A secret of so many random bytes, in characters that stand anywhere; or one that was kept."""
+    return _stashed(name, new_secret(entropy), opts, kept)
 
 
-def _stashed(name: str, value: str, opts: pulumi.ResourceOptions) -> pulumi.Output[str]:
-    """A secret made once: later runs offer another value, which `ignore_changes` drops."""
+def _stashed(
+    name: str, value: str, opts: pulumi.ResourceOptions, kept: str | None = None
+) -> pulumi.Output[str]:
+    """A secret made once: later runs offer another value, which `ignore_changes` drops.
+
+    One that was kept outside wins over what an attempt with other keys has left in the state.
+    """
+    given = pulumi.ResourceOptions(replace_on_changes=["input"])
     stash = pulumi.Stash(
         name,
-        input=pulumi.Output.secret(value),
-        opts=_once(opts),
+        input=pulumi.Output.secret(kept or value),
+        opts=pulumi.ResourceOptions.merge(opts, given) if kept else _once(opts),
     )
     return stash.output
 
@@ -205,7 +262,7 @@ def _once(opts: pulumi.ResourceOptions) -> pulumi.ResourceOptions:
     return pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(ignore_changes=["input"]))
 
 
-def _secrets(values: dict[str, Any]) -> Secrets:
+def _secrets(values: dict[str, Any], recovery: Recovery | None) -> Secrets:
     return Secrets(
         ca=values["ca"],
         key_pairs={n: KeyPair(*pair) for n, pair in values["pairs"].items()},
@@ -213,4 +270,5 @@ def _secrets(values: dict[str, Any]) -> Secrets:
         s3_access_key=values["s3"][0],
         s3_secret_key=values["s3"][1],
         repository_cipher=values["cipher"],
+        recovery=recovery,
     )

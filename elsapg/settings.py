@@ -350,6 +350,36 @@ class PoolerSettings(_Model):
     )
 
 
+def _key_ids(value: tuple[str, ...]) -> tuple[str, ...]:
+    for name in value:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,31}", name):
+            raise ValueError(f"{name!r} names no key: 1 to 32 of a-z, 0-9, '.', '_' and '-'")
+        if value.count(name) > 1:
+            raise ValueError(f"{name!r} is there twice; name each key once")
+    return value
+
+
+class SecondRepositorySettings(_Model):
+    """Another bucket that gets every WAL segment and every backup as well.
+
+    The same credentials open it, and the same key encrypts it.
+    """
+
+    bucket: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
+    prefix: str = Field(default="/wal", pattern=r"^(/[a-z0-9][a-z0-9._-]*)+$")
+    region: str = Field(default="us-east-1", pattern=r"^[a-z0-9-]{1,40}$")
+    endpoint: Annotated[str | None, AfterValidator(_endpoint)] = Field(
+        default=None, description="HOST[:PORT] of its S3; that of the first one if unset."
+    )
+    ca: Annotated[str | None, AfterValidator(_certificates)] = Field(
+        default=None,
+        description="PEM of the CA that signed that endpoint's certificate, if no public one did.",
+    )
+    retention_days: int = Field(
+        default=30, ge=1, le=3650, description="Full backups are kept this long."
+    )
+
+
 class ArchiveSettings(_Model):
     """WAL archive and backups: pgBackRest into an S3 bucket."""
 
@@ -385,15 +415,41 @@ class ArchiveSettings(_Model):
     retention_days: int = Field(
         default=30, ge=1, le=3650, description="Full backups are kept this long."
     )
-
-
-def _key_ids(value: tuple[str, ...]) -> tuple[str, ...]:
-    for name in value:
-        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,31}", name):
-            raise ValueError(f"{name!r} names no key: 1 to 32 of a-z, 0-9, '.', '_' and '-'")
-        if value.count(name) > 1:
-            raise ValueError(f"{name!r} is there twice; name each key once")
-    return value
+    key_ids: Annotated[tuple[str, ...], AfterValidator(_key_ids)] = Field(
+        default=("k1",),
+        min_length=1,
+        max_length=16,
+        description="A key is made for each; the last one encrypts the repository and the dumps. "
+        "A new one goes with a new prefix and dump_prefix: docs/backups.md.",
+    )
+    second: SecondRepositorySettings | None = Field(
+        default=None, description="Another bucket that gets everything as well."
+    )
+    dump_schedule: Cron = Field(default="0 2 * * *", description="pg_dump of each database, UTC.")
+    dump_prefix: str = Field(
+        default="/daily",
+        pattern=r"^(/[a-z0-9][a-z0-9._-]*)+$",
+        description="Where the dumps lie in the bucket.",
+    )
+    dump_retention_days: int = Field(
+        default=30, ge=1, le=3650, description="Dumps are kept this long, the newest always."
+    )
+    dump_jobs: int = Field(default=2, ge=1, le=32, description="Tables dumped at a time.")
+    dump_plain: bool = Field(default=False, description="Dumps have plain SQL as well.")
+    versions_days: int = Field(
+        default=7,
+        ge=0,
+        le=3650,
+        description="What is removed or overwritten in the bucket stays this long; 0: no longer.",
+    )
+    check_schedule: Cron = Field(
+        default="0 4 * * *",
+        description="The repository's files are read and compared, gaps in the WAL found, UTC.",
+    )
+    drill_schedule: Cron = Field(
+        default="0 5 * * 0",
+        description="The newest backup is restored beside the stack and compared, UTC.",
+    )
 
 
 class EncryptionSettings(_Model):
@@ -446,6 +502,31 @@ class DockerSettings(_Model):
     )
 
 
+class JobsSettings(_Model):
+    """pg_cron's jobs: partitions, retention and their like."""
+
+    active: bool = Field(
+        default=True,
+        description="Off: nothing is started by itself, as in a clone that nobody has looked at.",
+    )
+
+
+class RecoverySettings(_Model):
+    """Where the data of a clone comes from; read while it has none. `elsapg clone` writes it."""
+
+    source: str = Field(
+        pattern=r"^[a-z][a-z0-9-]{0,29}$", description="The stack whose backups it is made of."
+    )
+    to: str = Field(
+        default="latest",
+        pattern=r"^[^\x00-\x1f'\"]{1,60}$",
+        description="A time with its zone, an LSN, a mark's name, or latest.",
+    )
+    timeline: int | None = Field(
+        default=None, ge=1, description="The source's line of history, if not its present one."
+    )
+
+
 class KubernetesSettings(_Model):
     """Placement in a namespace of a Kubernetes cluster, which is the stack's alone."""
 
@@ -468,6 +549,12 @@ class KubernetesSettings(_Model):
     )
     storage_class: str | None = Field(
         default=None, pattern=rf"^{_DNS_NAME}$", description="The cluster's default if unset."
+    )
+    scratch_volume_size: str | None = Field(
+        default=None,
+        pattern=_SIZE,
+        description="A volume of the storage class for each dump and restore drill while it runs, "
+        "with room for all data; the machine's own disk (emptyDir) if unset.",
     )
     secrets: Literal["pulumi", "external", "cluster"] = Field(
         default="pulumi",
@@ -544,6 +631,8 @@ class Settings(_Model):
     pooler: PoolerSettings = PoolerSettings()
     archive: ArchiveSettings = ArchiveSettings()
     retention: RetentionSettings = RetentionSettings()
+    jobs: JobsSettings = JobsSettings()
+    recovery: RecoverySettings | None = None
     encryption: EncryptionSettings = EncryptionSettings()
     tls: TlsSettings = TlsSettings()
     docker: DockerSettings = DockerSettings()

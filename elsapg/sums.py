@@ -196,7 +196,7 @@ def _ports(s: Settings) -> Iterator[Finding]:
 
 # Keys that one target alone reads: elsewhere they would be believed and do nothing.
 _ONLY: dict[str, dict[str, tuple[str, ...]]] = {
-    "docker": {"docker": (), "etcd": ()},
+    "docker": {"docker": (), "etcd": (), "recovery": ()},
     "kubernetes": {
         "kubernetes": (),
         "archive": ("endpoint", "uri_style", "credentials", "ca"),
@@ -211,6 +211,8 @@ def _foreign(s: Settings) -> Iterator[Finding]:
             continue
         for group, names in groups.items():
             model = getattr(s, group)
+            if model is None:
+                continue
             for name in sorted(model.model_fields_set & set(names or model.model_fields_set)):
                 yield _finding(
                     f"{group}.{name}",
@@ -251,6 +253,15 @@ def _kubernetes(s: Settings) -> Iterator[Finding]:
             "kubernetes.secret_store",
             None,
             "is needed where secrets is 'external': SecretStore/NAME or ClusterSecretStore/NAME",
+            "kubernetes.secrets",
+        )
+    if k.secrets == "cluster" and len(s.archive.key_ids) > 1:
+        yield _finding(
+            "archive.key_ids",
+            ", ".join(s.archive.key_ids),
+            "`elsapg secrets apply` keeps one key of the repository, the one that is there: for "
+            "another one write down and delete Secret repository, and put the new key into "
+            "ELSAPG_REPOSITORY_CIPHER for one run of it",
             "kubernetes.secrets",
         )
     stores = ("SecretStore", "ClusterSecretStore")

@@ -19,7 +19,10 @@ import typer
 import elsapg
 from elsapg.errors import ElsapgError
 
-_GROUPS = ("lifecycle", "operate", "connect", "keys", "verify", "migrate", "manifests", "machine")
+_GROUPS = (
+    *("lifecycle", "operate", "restore", "dumps", "drill", "connect", "keys"),
+    *("verify", "migrate", "manifests", "machine"),
+)
 
 _HELP = """Highly available PostgreSQL for Elsa Workflows, by Pulumi.
 

@@ -16,6 +16,7 @@ def register(app: typer.Typer) -> None:
     keys = typer.Typer(help="Show and rotate the encryption keys.", no_args_is_help=True)
     keys.command()(show)
     keys.command()(rotate)
+    keys.command()(repository)
     app.add_typer(keys, name="keys")
 
 
@@ -59,3 +60,15 @@ def rotate(
             "like such: they are unchanged; keep every older key until you know"
         )
         raise typer.Exit(7)
+
+
+def repository(stack: Stack = DEFAULT_STACK) -> None:
+    """Print what brings the stack back when all but S3 is lost: to be kept away from this machine.
+
+    Example:
+
+        elsapg keys repository -s prod | vault kv put secret/elsa-archive keys=-
+    """
+    from elsapg.services import rescue  # noqa: PLC0415
+
+    print(rescue.escrow(deployment(stack)))

@@ -24,7 +24,7 @@ Refresh = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands to `app`."""
-    for command in (up, preview, refresh, destroy):
+    for command in (up, preview, refresh, destroy, clone):
         app.command()(command)
 
 
@@ -42,6 +42,20 @@ def up(
     yes: Yes = False,
     expect_no_changes: ExpectNoChanges = False,
     refresh: Refresh = False,
+    from_backup: Annotated[
+        bool,
+        typer.Option("--from-backup", help="The data is lost: bring it back from the archive."),
+    ] = False,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", metavar="TARGET", help="With --from-backup; latest if not given."),
+    ] = None,
+    keys: Annotated[
+        str | None,
+        typer.Option(
+            "--keys", metavar="FILE", help="What `elsapg keys repository` printed; - for stdin."
+        ),
+    ] = None,
 ) -> None:
     """Make a stack what its file says: create what is missing, change what differs.
 
@@ -52,8 +66,77 @@ def up(
         elsapg up --yes
 
         elsapg up -s staging --expect-no-changes
+
+        elsapg up -s prod --from-backup --keys prod-keys.json
     """
+    if not expect_no_changes and _recovering(stack, from_backup, to, keys, yes):
+        return
     _lifecycle(stack).up(yes=yes, expect_no_changes=expect_no_changes, refresh=refresh)
+
+
+def _recovering(stack: str, from_backup: bool, to: str | None, keys: str | None, yes: bool) -> bool:
+    """Bring the stack out of a repository, if that is what is wanted or was begun."""
+    from elsapg import stackfile  # noqa: PLC0415
+    from elsapg.errors import UsageError  # noqa: PLC0415
+    from elsapg.runner import target as targets  # noqa: PLC0415
+    from elsapg.services import rescue  # noqa: PLC0415
+    from elsapg.services.places import find_root  # noqa: PLC0415
+
+    root = find_root()
+    if not from_backup and (to or keys):
+        raise UsageError("--to and --keys go with --from-backup")
+    begun = rescue.pending(root, stack)
+    order = begun
+    if from_backup:
+        if to is not None or begun is None:
+            order = rescue.Order(to=str(targets.parse(to or targets.LATEST)))
+    elif begun is None:
+        order = rescue.of_file(root, stack, stackfile.read(root, stack))
+    elif begun.source is None:
+        raise UsageError(
+            f"stack {stack!r} was being brought back from its archive: `elsapg up --stack {stack} "
+            "--from-backup` goes on with that"
+        )
+    if order is None:
+        return False
+    life = _lifecycle(stack)
+    kept = rescue.read_escrow(keys, stack) if keys else None
+    done = rescue.recover(life, order, kept, yes=yes, say=print)
+    print(
+        f"stack {stack!r} is back, from backup {done['backup']}: last commit "
+        f"{done['last_commit'] or 'unknown'}, LSN {done['lsn']}, timeline {done['timeline']}"
+    )
+    return True
+
+
+def clone(
+    to: Annotated[
+        str, typer.Option("--to", metavar="TARGET", help="A time with its zone, an LSN, a mark …")
+    ],
+    name: Annotated[str, typer.Option("--as", metavar="NEW", help="The new stack's name.")],
+    stack: Stack = DEFAULT_STACK,
+    timeline: Annotated[
+        int | None, typer.Option("--timeline", help="The line of history, if not the present one.")
+    ] = None,
+    yes: Yes = False,
+) -> None:
+    """Make a second stack from this one's backups, with its own passwords, CA and archive.
+
+    Its jobs are off until `elsapg:jobs` says otherwise. Stopped anywhere, `elsapg up` of the new
+    stack goes on.
+
+    Example:
+
+        elsapg clone -s prod --to 2026-01-31T12:00:00Z --as investigation --yes
+    """
+    from elsapg.cli.options import deployment  # noqa: PLC0415
+    from elsapg.runner import target as targets  # noqa: PLC0415
+    from elsapg.services import clone as service  # noqa: PLC0415
+
+    wanted = targets.parse(to)
+    path = service.write(deployment(stack), wanted, timeline, name)
+    print(f"wrote {path}")
+    up(stack=name, yes=yes)
 
 
 def preview(

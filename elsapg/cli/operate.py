@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
     backup = typer.Typer(help="Take and list backups.", no_args_is_help=True)
     backup.command("now")(backup_now)
     backup.command("list")(backup_list)
+    backup.command("check")(backup_check)
     app.add_typer(backup, name="backup")
 
 
@@ -59,7 +60,7 @@ def status(
 def _pages(found: Status) -> Group:
     nodes = Table("node", "role", "state", "timeline", "lag", title=f"stack {found.stack}")
     for node in found.nodes:
-        lag = "" if node.role == "leader" else _bytes(node.lag_bytes)
+        lag = "" if node.role == "leader" else size(node.lag_bytes)
         nodes.add_row(node.name, node.role, node.state, str(node.timeline or "-"), lag)
     pools = Table("pool", "clients", "waiting", "servers busy", "idle")
     for pool in found.pools:
@@ -76,15 +77,23 @@ def _pages(found: Status) -> Group:
         age = "-" if archive.age_seconds is None else f"{archive.age_seconds:.0f} s ago"
         lines.append(f"last WAL in S3  {archive.last_segment or '-'} ({age})")
     lines.append(f"last backup   {f'{backup.label} ({backup.finished})' if backup else '-'}")
+    dump = found.last_dump
+    lines.append(f"last dump     {f'{dump.label} from {dump.source}' if dump else '-'}")
+    lines += [
+        f"last {one.job:<9}{'' if one.ok else 'FAILED: '}{one.message}"
+        for one in found.recovery
+        if one.job != "dump"
+    ]
     lines += [f"PROBLEM  {problem}" for problem in found.problems] or ["all is well"]
     plain = Console().render_str
     return Group(nodes, pools, *(plain(line, markup=False, highlight=False) for line in lines))
 
 
-def _bytes(size: int | None) -> str:
-    if size is None:
+def size(count: int | None) -> str:
+    """So many bytes, for people."""
+    if count is None:
         return "?"
-    number = float(size)
+    number = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if number < 1024:
             return f"{number:.0f} {unit}"
@@ -132,10 +141,23 @@ def backup_list(stack: Stack = DEFAULT_STACK, json: Json = False) -> None:
     if json:
         print(backups.as_json(found))
         return
-    table = Table("label", "type", "finished (UTC)", "database", "added", "errors")
+    table = Table("label", "type", "finished (UTC)", "database", "added", "errors", "repo")
     for one in found:
         table.add_row(*_row(one))
     Console().print(table)
+
+
+def backup_check(stack: Stack = DEFAULT_STACK) -> None:
+    """Read and compare every file of the repository, and name gaps in the WAL. Takes a while."""
+    from elsapg.services import recovery  # noqa: PLC0415
+
+    found = recovery.run(deployment(stack), "check")
+    print(
+        f"{found['backups']} backups and {found['segments']} WAL segments are sound"
+        f" ({found['seconds']} s)"
+    )
+    for hole in found["holes"]:
+        print(hole)
 
 
 def _row(one: Backup) -> tuple[str, ...]:
@@ -143,7 +165,8 @@ def _row(one: Backup) -> tuple[str, ...]:
         one.label,
         one.kind,
         one.finished,
-        _bytes(one.database_bytes),
-        _bytes(one.repository_bytes),
+        size(one.database_bytes),
+        size(one.repository_bytes),
         "yes" if one.failed else "no",
+        str(one.repository),
     )

@@ -120,11 +120,15 @@ def _tls(as_name: str, key_pair: str, secrets: Secrets) -> tuple[File, ...]:
 
 def _pgbackrest(settings: Settings, secrets: Secrets, node: str | None) -> tuple[File, ...]:
     """Two files, so that what is no secret can be read and compared by anybody."""
-    ca = settings.archive.ca
+    second = settings.archive.second
+    authorities = {
+        "s3-ca.crt": settings.archive.ca,
+        "s3-second-ca.crt": second.ca if second else None,
+    }
     return (
         _file("pgbackrest.conf", "pgbackrest.conf.j2", settings, node=node),
         repository_secret(settings, secrets),
-        *((File("s3-ca.crt", ca),) if ca else ()),
+        *(File(path, ca) for path, ca in authorities.items() if ca),
     )
 
 
@@ -154,10 +158,25 @@ def _node(name: str, settings: Settings, secrets: Secrets) -> tuple[File, ...]:
             rewind=REWIND,
         ),
         *_pgbackrest(settings, secrets, name),
+        *_recovery(settings, secrets),
         *_tls("server", key_pair_of(name, settings), secrets),
         *_key_pair(REPLICATOR, REPLICATOR, secrets),
         *_key_pair(REWIND, REWIND, secrets),
     )
+
+
+def _recovery(settings: Settings, secrets: Secrets) -> tuple[File, ...]:
+    """For a stack that is to come out of a repository; nothing for any other."""
+    order = secrets.recovery
+    if order is None:
+        return ()
+    wanted = {"to": order.to, "timeline": order.timeline, "backup": order.backup}
+    files = [File("recovery.json", json.dumps(wanted, indent=2))]
+    if order.source is not None:
+        files.append(_file("source.conf", "source.conf.j2", settings, source=order.source))
+        if order.source.ca:
+            files.append(File("source-ca.crt", order.source.ca))
+    return tuple(files)
 
 
 def _etcd(name: str, settings: Settings, secrets: Secrets) -> tuple[File, ...]:
@@ -199,25 +218,51 @@ def _agent(name: str, settings: Settings, secrets: Secrets) -> tuple[File, ...]:
 
 def _runner(_name: str, settings: Settings, secrets: Secrets) -> tuple[File, ...]:
     """Of the schedule: backups need neither passwords nor the superuser's key."""
-    return _select(BACKUP, _PGBACKREST, settings, secrets)
+    return _select(BACKUP, _PGBACKREST, settings, secrets, _jobs(settings))
 
 
-_PGBACKREST = frozenset({"pgbackrest.conf", "pgbackrest.d/secrets.conf", "s3-ca.crt"})
+def _jobs(settings: Settings) -> dict[str, Any]:
+    """What the runner's schedule reads beside the backups' own times."""
+    archive = settings.archive
+    return {
+        "job_schedules": {
+            "dump": archive.dump_schedule,
+            "check": archive.check_schedule,
+            "drill": archive.drill_schedule,
+        },
+        "dump": {
+            "prefix": archive.dump_prefix,
+            "retention_days": archive.dump_retention_days,
+            "jobs": archive.dump_jobs,
+            "plain": archive.dump_plain,
+            "databases": list(t.DATABASES),
+        },
+        **_repositories(settings),
+    }
 
 
-def _select(
-    client: str,
-    paths: Set[str],
-    settings: Settings,
-    secrets: Secrets,
-    more: Mapping[str, Any] | None = None,
-) -> tuple[File, ...]:
-    """Of what the runner image's commands read: runner.json, `paths`, and one client's keys.
+def _repositories(settings: Settings) -> dict[str, Any]:
+    # The docker target's bucket is the stack's own; any other is somebody's.
+    own = settings.target == "docker"
+    return {
+        "versions": {"days": settings.archive.versions_days, "own": own},
+        "repositories": 2 if settings.archive.second else 1,
+    }
 
-    `more` goes into runner.json: what this command alone reads, so that no other runs again for it.
-    """
+
+_PGBACKREST = frozenset(
+    {"pgbackrest.conf", "pgbackrest.d/secrets.conf", "s3-ca.crt", "s3-second-ca.crt"}
+)
+
+
+def schedule_config(settings: Settings) -> dict[str, Any]:
+    """What the runner's schedule is told: hosts, paths and times, and no secret."""
+    return {**_runner_config(settings), **_jobs(settings)}
+
+
+def _runner_config(settings: Settings) -> dict[str, Any]:
     tls = f"{t.CONFIG_DIR}/tls"
-    config = {
+    return {
         "nodes": list(t.node_names(settings)),
         "patroni_port": t.PATRONI_PORT,
         "primary": {"host": t.PRIMARY_HOST, "port": t.PG_PORT},
@@ -233,8 +278,21 @@ def _select(
             "full": settings.archive.full_schedule,
             "incr": settings.archive.incremental_schedule,
         },
-        **(more or {}),
     }
+
+
+def _select(
+    client: str,
+    paths: Set[str],
+    settings: Settings,
+    secrets: Secrets,
+    more: Mapping[str, Any] | None = None,
+) -> tuple[File, ...]:
+    """Of what the runner image's commands read: runner.json, `paths`, and one client's keys.
+
+    `more` goes into runner.json: what this command alone reads, so that no other runs again for it.
+    """
+    config = {**_runner_config(settings), **(more or {})}
     files = (
         File("runner.json", json.dumps(config, indent=2)),
         File("dynamic.json", json.dumps(dynamic_configuration(settings), indent=2, sort_keys=True)),
@@ -252,6 +310,12 @@ def task_files(task: str, settings: Settings, secrets: Secrets) -> tuple[File, .
         "configure": (SUPERUSER, {"dynamic.json"}, None),
         # For elsapg.setting, which the databases' own jobs read.
         "bootstrap": (SUPERUSER, {"roles.json"}, {"settings": settings.retention.model_dump()}),
-        "first-backup": (BACKUP, _PGBACKREST, None),
+        "first-backup": (BACKUP, _PGBACKREST, _repositories(settings)),
+        "recovery-check": (BACKUP, _PGBACKREST, None),
     }[task]
+    if task == "recovery-check":
+        return (
+            *_select(client, paths, settings, secrets, more),
+            *_recovery(settings, secrets),
+        )
     return _select(client, paths, settings, secrets, more)

@@ -92,6 +92,7 @@ def parameters(settings: Settings) -> dict[str, Parameter]:
         # Jobs belong to elsa_jobs, which is no superuser; nobody schedules one that is.
         "cron.enable_superuser_jobs": False,
         "cron.timezone": "UTC",
+        **({} if settings.jobs.active else {"cron.launch_active_jobs": False}),
         "cron.max_running_jobs": 8,
         "max_worker_processes": 24,
         # audit (S1-66): policies are DDL; writes that elsa_auditor is granted (users, tenants) are

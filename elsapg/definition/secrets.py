@@ -50,12 +50,43 @@ def new_encryption_key() -> str:
     return base64.b64encode(random.token_bytes(32)).decode()
 
 
+def cipher_name(key_id: str) -> str:
+    """What a repository's passphrase is called in the state, in a store, in the environment."""
+    return "repository-cipher" if key_id == "k1" else f"repository-cipher-{key_id}"
+
+
 @dataclass(frozen=True)
 class KeyPair:
     """A certificate and its key, PEM."""
 
     certificate: str
     private_key: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """Another stack's repository, to recover from: where it is, and what opens it. Read only."""
+
+    host: str
+    port: int
+    uri_style: str
+    bucket: str
+    region: str
+    prefix: str
+    access_key: str
+    secret_key: str
+    cipher: str
+    ca: str
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """A stack that comes out of a repository. `source` None: its own."""
+
+    to: str
+    timeline: int | None = None
+    backup: str | None = None
+    source: Source | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +99,8 @@ class Secrets:
     s3_access_key: str
     s3_secret_key: str
     repository_cipher: str
+    recovery: Recovery | None = None
+    """Only until the stack has its data."""
 
 
 def key_pair_of(unit: str, settings: Settings) -> str:
@@ -87,11 +120,12 @@ def is_client_too(pair: str, settings: Settings) -> bool:
 
 
 def certificate_names(
-    settings: Settings, namespace: str | None = None
+    settings: Settings, namespace: str | None = None, *, s3_from_outside: str | None = None
 ) -> dict[str, tuple[str, ...]]:
     """Each certificate's DNS names or addresses; a client certificate has none but its CN.
 
-    `namespace`: the stack's, on kubernetes.
+    `namespace`: the stack's, on kubernetes. `s3_from_outside`: by which name a clone reaches the S3
+    of the stack that it is made of, on docker.
     """
     if settings.target == "kubernetes":
         return _kubernetes_names(settings, namespace or "")
@@ -104,7 +138,7 @@ def certificate_names(
         names[name] = (name, *local)
     for name in t.pooler_names(settings):
         names[name] = (name, "pgbouncer", *local)
-    names["s3"] = (t.S3_HOST, *local)
+    names["s3"] = (t.S3_HOST, *local, *((s3_from_outside,) if s3_from_outside else ()))
     return names
 
 

@@ -128,6 +128,15 @@ def s3_address(settings: Settings) -> tuple[str, int]:
     return host, int(port or 443)
 
 
+def second_s3_address(settings: Settings) -> tuple[str, int]:
+    """Of the second repository: the first one's S3 unless it names its own."""
+    second = settings.archive.second
+    if second is None or second.endpoint is None:
+        return s3_address(settings)
+    host, _, port = second.endpoint.partition(":")
+    return host, int(port or 443)
+
+
 def units(settings: Settings) -> tuple[Unit, ...]:
     """Every long-running unit, in start order.
 
@@ -143,10 +152,15 @@ def units(settings: Settings) -> tuple[Unit, ...]:
 def tasks(_settings: Settings) -> tuple[Task, ...]:
     """What runs once the units are up, in this order."""
     return (
-        Task("configure", "runner", ("configure",), timeout_s=300),
+        # It waits for as long as a node is being recovered; each of its own waits has an end.
+        Task("configure", "runner", ("configure",), timeout_s=24 * 3600),
         Task("bootstrap", "runner", ("bootstrap",), timeout_s=300),
         Task("first-backup", "runner", ("first-backup",), timeout_s=900),
     )
+
+
+RECOVERY_CHECK = Task("recovery-check", "runner", ("recovery-check",), timeout_s=900)
+"""Before any node, for a stack that is to come out of a repository: whether it can."""
 
 
 def _etcd(settings: Settings) -> tuple[Unit, ...]:
@@ -169,10 +183,19 @@ def _s3(settings: Settings) -> Unit:
         name="s3",
         image="s3",
         aliases=(S3_HOST,),
-        env={"S3_BUCKET": settings.archive.bucket, "S3_REGION": settings.archive.region},
-        mounts=(Mount("s3", "/var/lib/s3", data=True),),
+        env={"S3_BUCKET": " ".join(_own_buckets(settings)), "S3_REGION": settings.archive.region},
+        mounts=(
+            Mount("s3", "/var/lib/s3", data=True),
+            Mount("s3-versions", "/var/lib/s3-versions", data=True),
+        ),
         memory_mb=512,
     )
+
+
+def _own_buckets(settings: Settings) -> tuple[str, ...]:
+    second = settings.archive.second
+    also = second is not None and second.endpoint is None
+    return (settings.archive.bucket, *((second.bucket,) if second and also else ()))
 
 
 def _nodes(settings: Settings) -> tuple[Unit, ...]:
@@ -278,6 +301,8 @@ def _runner() -> Unit:
         image="runner",
         command=("schedule",),
         aliases=("runner",),
+        # Dumps until they are stored, and what a drill restores: as large as the data.
+        mounts=(Mount("runner-scratch", "/var/lib/elsapg"),),
         tmpfs=("/tmp", "/var/spool/pgbackrest", "/var/log/pgbackrest"),
-        memory_mb=256,
+        memory_mb=1024,
     )

@@ -1,1 +1,1 @@
-"""What runs inside the runner image: the standard library, psycopg and `elsapg.errors` only."""
+"""What runs inside the images: the standard library, psycopg, croniter, boto3, elsapg.errors."""

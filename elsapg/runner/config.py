@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,11 @@ class Config:
     dynamic_file: str
     stanza: str
     schedules: dict[str, str]
+    # Of the jobs other than backups: dump, check, drill.
+    job_schedules: dict[str, str] = field(default_factory=dict)
+    dump: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, Any] = field(default_factory=dict)
+    repositories: int = 1
 
     @classmethod
     def load(cls, path: Path = PATH) -> Config:
@@ -49,6 +54,22 @@ class Config:
             connect_timeout="5",
             application_name="elsapg",
         )
+
+    def backup_conninfo(self, database: str, host: str | None = None) -> str:
+        """The same as role `backup`: it reads everything and writes nothing."""
+        certificate, key = self._backup_keys
+        return make_conninfo(
+            self.conninfo(database, host), user="backup", sslcert=certificate, sslkey=key
+        )
+
+    @property
+    def _backup_keys(self) -> tuple[str, str]:
+        folder = Path(self.sslcert).parent
+        return str(folder / "backup.crt"), str(folder / "backup.key")
+
+    def backup_patroni(self) -> Patroni:
+        """Patroni, to be asked only."""
+        return Patroni(self.nodes, self.patroni_port, self.sslrootcert, *self._backup_keys)
 
     def patroni(self) -> Patroni:
         return Patroni(self.nodes, self.patroni_port, self.sslrootcert, self.sslcert, self.sslkey)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ import psycopg
 from elsapg.runner import rollout
 from elsapg.runner.config import Config
 from elsapg.runner.patroni import Member, Patroni, PatroniError, leader, wait_until
+
+UNDER_WAY = ("running custom bootstrap script", "creating replica")
 
 
 def say(text: str) -> None:
@@ -37,21 +39,39 @@ def merge_patch(current: Any, desired: Any) -> Any:
     return patch
 
 
-def wait_for_cluster(patroni: Patroni, timeout: float = 240) -> list[Member]:
-    """Wait until every node is a member, one leads, and the others stream."""
+def _wait_for_members(
+    patroni: Patroni, enough: Callable[[list[Member]], bool], what: str, timeout: float
+) -> list[Member]:
+    """Wait until the members are `enough`; longer while one of them is being made."""
     seen: list[Member] = []
 
     def complete() -> bool:
         seen[:] = patroni.members()
-        names = {m.name for m in seen if m.healthy}
-        return set(patroni.nodes) <= names and leader(seen) is not None
+        return enough(seen)
 
     def state() -> str:
         found = ", ".join(f"{m.name} {m.role} {m.state}" for m in seen) or "no member"
-        return f"the cluster is not complete: {found} (wanted {', '.join(patroni.nodes)})"
+        return f"{what}: {found} (wanted {', '.join(patroni.nodes)})"
 
-    wait_until(complete, timeout, state)
-    return seen
+    while True:
+        try:
+            wait_until(complete, timeout, state)
+            return seen
+        except TimeoutError:
+            # A large database is longer on its way out of the repository, or to a standby.
+            if not any(m.state in UNDER_WAY for m in seen):
+                raise
+            say(state())
+
+
+def wait_for_cluster(patroni: Patroni, timeout: float = 240) -> list[Member]:
+    """Wait until every node is a member, one leads, and the others stream."""
+
+    def enough(seen: list[Member]) -> bool:
+        names = {m.name for m in seen if m.healthy}
+        return set(patroni.nodes) <= names and leader(seen) is not None
+
+    return _wait_for_members(patroni, enough, "the cluster is not complete", timeout)
 
 
 def wait_for_sync(patroni: Patroni, timeout: float = 60) -> None:
@@ -67,7 +87,12 @@ def wait_for_sync(patroni: Patroni, timeout: float = 60) -> None:
 
 def wait_for_leader(patroni: Patroni, timeout: float = 240) -> Member:
     """Wait until a node leads, whatever the others do."""
-    found: Member = wait_until(lambda: leader(patroni.members()), timeout, "no node leads")
+
+    def enough(seen: list[Member]) -> bool:
+        return leader(seen) is not None
+
+    found = leader(_wait_for_members(patroni, enough, "no node leads", timeout))
+    assert found is not None
     return found
 
 
@@ -177,9 +202,23 @@ def restart_pending(patroni: Patroni, rounds: int = 3) -> None:
         raise PatroniError(f"{', '.join(left)} still need a restart after {rounds} rounds")
 
 
+def refuse_paused(patroni: Patroni) -> None:
+    """Raise PatroniError while somebody holds the cluster still: this would set it going."""
+    try:
+        paused = patroni.from_any("/config").get("pause")
+    except PatroniError:
+        return  # not there yet: the wait comes next
+    if paused:
+        raise PatroniError(
+            "the cluster is paused: a restore is under way or was interrupted (`elsapg restore` "
+            "goes on with it; `elsapg status` says which), or somebody paused Patroni by hand"
+        )
+
+
 def run(config: Config) -> int:
     """The `configure` task."""
     patroni = config.patroni()
+    refuse_paused(patroni)
     desired = json.loads(Path(config.dynamic_file).read_text(encoding="utf-8"))
     # Before anybody is waited for: a pod that is being replaced then starts with what is new, and
     # needs no restart afterwards.

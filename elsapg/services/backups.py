@@ -23,6 +23,7 @@ class Backup:
     database_bytes: int
     repository_bytes: int
     failed: bool
+    repository: int = 1
 
 
 def backups(deployment: Deployment) -> list[Backup]:
@@ -41,6 +42,7 @@ def parse(info: dict[str, Any]) -> list[Backup]:
             database_bytes=int(raw["info"]["size"]),
             repository_bytes=int(raw["info"]["repository"].get("delta", 0)),
             failed=bool(raw.get("error")),
+            repository=int(raw.get("database", {}).get("repo-key", 1)),
         )
         for raw in info.get("backup", [])
     ]

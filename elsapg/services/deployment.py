@@ -10,7 +10,7 @@ from typing import Any
 
 from elsapg import stackfile
 from elsapg.definition import topology as t
-from elsapg.errors import NotDeployedError, UnhealthyError, UsageError
+from elsapg.errors import LockedError, NotDeployedError, UnhealthyError, UsageError
 from elsapg.services import workspace
 from elsapg.services.places import Places
 from elsapg.settings import Settings
@@ -47,6 +47,14 @@ class Deployment:
     def pods(self) -> KubernetesHosts | None:
         """The hosts of a stack on kubernetes; None of any other."""
         return self.hosts if isinstance(self.hosts, KubernetesHosts) else None
+
+    def refuse_pods(self, what: str) -> None:
+        """Raise UsageError on kubernetes, for what is made for docker alone so far."""
+        if self.pods is not None:
+            raise UsageError(
+                f"{what} is not made for kubernetes yet, where stack {self.stack!r} is; nothing "
+                "was done (docs/recovery.md: what is not done)"
+            )
 
     @functools.cached_property
     def outputs(self) -> Mapping[str, Any]:
@@ -142,8 +150,10 @@ class Deployment:
     def runner(self, *command: str, timeout: int = 3600) -> str:
         """Run one of the runner's commands (`backup`, …) and return its output."""
         done = self.hosts.task(*command, timeout=timeout)
+        if done.code == LockedError.exit_code:
+            raise LockedError(done.output.strip()[:600])
         if done.code:
-            raise UnhealthyError(done.output.strip()[:600] or f"runner {command[0]} failed")
+            raise UnhealthyError(done.output.strip()[:1200] or f"runner {command[0]} failed")
         return done.output
 
     def backup_info(self) -> dict[str, Any]:

@@ -100,6 +100,20 @@ class Lifecycle:
                 session.forget_pending_operations(stack)
             return record
 
+    def unprotect(self) -> None:
+        """Let everything in the state be replaced; the next `up` protects it again."""
+        with self._session("up", None) as session:
+            if session.known():
+                session.pulumi("state", "unprotect", "--all", "--yes")
+
+    def rerun(self, *tasks: str) -> None:
+        """Run these tasks again, and touch nothing else."""
+        settings = stackfile.read(self.root, self.stack)
+        with self._session("rerun", settings) as session:
+            stack = session.open()
+            wanted = [u for u in session.tasks(stack) if u.rpartition("::")[2] in tasks]
+            session.run(Record(debug=self.debug), stack.up, target=wanted, replace=wanted)
+
     def refresh(self, *, yes: bool = False, expect_no_changes: bool = False) -> Record:
         """Compare the state with what is really there, and take over what differs."""
         settings = stackfile.read(self.root, self.stack)

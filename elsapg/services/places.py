@@ -107,6 +107,10 @@ class Places:
     def lock(self, stack: str) -> Path:
         return self.private / "locks" / stack
 
+    def recovery(self, stack: str) -> Path:
+        """Says that the stack is on its way out of a repository: `elsapg.services.rescue`."""
+        return self.private / "recovery" / f"{stack}.json"
+
     def workspace(self, stack: str) -> Path:
         return self.private / "workspaces" / stack
 

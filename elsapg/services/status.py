@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 
 from elsapg.definition import topology as t
 from elsapg.errors import ElsapgError
-from elsapg.services import backups
+from elsapg.services import backups, recovery, restore
 from elsapg.services.deployment import Deployment
 
 
@@ -45,6 +45,7 @@ class Archive:
     last_segment: str | None
     age_seconds: float | None
     failures_since: int
+    queued: int
 
 
 @dataclass
@@ -57,6 +58,10 @@ class Status:
     pools: list[Pool] = field(default_factory=list)
     archive: Archive | None = None
     last_backup: backups.Backup | None = None
+    last_dump: recovery.Dump | None = None
+    recovery: list[recovery.Recorded] = field(default_factory=list)
+    disks: dict[str, int] = field(default_factory=dict)
+    """How full each node's disk is, in per cent."""
     units_down: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -84,7 +89,9 @@ def gather(deployment: Deployment) -> Status:
         for name, unit in sorted(states.items())
         if name.endswith("-gate") and unit.state != "running"
     ]
-    parts: list[Callable[[Deployment, Status], None]] = [_nodes, _archive, _backup]
+    parts: list[Callable[[Deployment, Status], None]] = [
+        *(_restore, _nodes, _archive, _backup, _recovery),
+    ]
     with concurrent.futures.ThreadPoolExecutor(max_workers=8) as pool:
         asked = [pool.submit(part, deployment, status) for part in parts]
         asked += [
@@ -92,13 +99,30 @@ def gather(deployment: Deployment) -> Status:
             for name in deployment.poolers
             if name in running
         ]
+        asked += [
+            pool.submit(_disk, deployment, status, name)
+            for name in deployment.nodes
+            if name in running
+        ]
         for future in asked:
             try:
                 future.result()
             except ElsapgError as error:
-                status.problems.append(str(error))
+                # Two that ask the same unit are told the same.
+                if str(error) not in status.problems:
+                    status.problems.append(str(error))
     status.pools.sort(key=lambda p: p.name)
     return status
+
+
+def _restore(deployment: Deployment, status: Status) -> None:
+    journal = restore.unfinished(deployment)
+    if journal:
+        status.problems.append(
+            f"a restore to {journal['target']} (since {journal['since']}) has not ended, last step "
+            f"{journal['stage']}: if nobody works on it, `elsapg restore --stack "
+            f"{deployment.stack}` goes on with it; until then nothing fails over"
+        )
 
 
 def _nodes(deployment: Deployment, status: Status) -> None:
@@ -155,8 +179,14 @@ def _patronictl(deployment: Deployment, node: str, command: str, *options: str) 
 _ARCHIVER = (
     "SELECT last_archived_wal, extract(epoch FROM clock_timestamp() - last_archived_time), "
     "CASE WHEN last_failed_time > coalesce(last_archived_time, '-infinity') "
-    "THEN failed_count ELSE 0 END FROM pg_stat_archiver"
+    "THEN failed_count ELSE 0 END, "
+    "(SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready') "
+    "FROM pg_stat_archiver"
 )
+# Segments of 16 MiB. Fewer wait now and then under load.
+QUEUED = 32
+# WAL is never dropped, so a disk that fills up is told while there is time to do something.
+DISK_PERCENT = 80
 
 
 def _archive(deployment: Deployment, status: Status) -> None:
@@ -164,8 +194,15 @@ def _archive(deployment: Deployment, status: Status) -> None:
     if not rows:
         status.problems.append("the primary says nothing about its archiver: look again")
         return
-    [[segment, age, failures]] = rows
-    status.archive = Archive(segment or None, float(age) if age else None, int(failures))
+    [[segment, age, failures, queued]] = rows
+    status.archive = Archive(
+        segment or None, float(age) if age else None, int(failures), int(queued)
+    )
+    if status.archive.queued > QUEUED:
+        status.problems.append(
+            f"{queued} WAL segments ({int(queued) * 16} MiB) wait on the primary's disk for S3: "
+            "nothing is dropped, so see that S3 takes them before the disk is full"
+        )
     if status.archive.failures_since:
         status.problems.append(
             f"WAL archiving fails since segment {segment or 'the first'} "
@@ -184,6 +221,28 @@ def _backup(deployment: Deployment, status: Status) -> None:
     finished = datetime.datetime.fromisoformat(found[-1].finished)
     if datetime.datetime.now(datetime.UTC) - finished > datetime.timedelta(days=2):
         status.problems.append(f"the last backup is of {found[-1].finished}: more than 2 days old")
+
+
+def _disk(deployment: Deployment, status: Status, node: str) -> None:
+    # Not PGDATA itself: it may have been moved away for a restore.
+    done = deployment.hosts.run(node, "df", "-Pk", t.PGDATA.rpartition("/")[0])
+    words = done.output.splitlines()[-1].split() if done.code == 0 else []
+    if len(words) < 6 or not words[4].removesuffix("%").isdigit():
+        status.problems.append(f"{node}: its disk cannot be looked at: {done.output.strip()[:200]}")
+        return
+    status.disks[node] = int(words[4].removesuffix("%"))
+    if status.disks[node] >= DISK_PERCENT:
+        status.problems.append(
+            f"the disk of {node} is {words[4]} full, {int(words[3]) // 1024} MiB are left: a full "
+            "disk stops the database (docs/runbook.md, 'The disk fills up')"
+        )
+
+
+def _recovery(deployment: Deployment, status: Status) -> None:
+    found = recovery.overview(deployment)
+    status.last_dump = found.dumps[-1] if found.dumps else None
+    status.recovery = list(found.ended)
+    status.problems += [problem.text for problem in found.problems]
 
 
 def _pool(deployment: Deployment, status: Status, name: str) -> None:

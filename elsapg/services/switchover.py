@@ -9,15 +9,13 @@ standard input. When this process dies, those inputs end: the pools resume by th
 from __future__ import annotations
 
 import contextlib
-import queue
-import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from elsapg.errors import UnhealthyError, UsageError
+from elsapg.errors import UsageError
 from elsapg.services.deployment import Deployment
+from elsapg.services.peer import Peer
 
 # Longer than any good switchover (2 s) and PAUSE's own patience (4 s), shorter than the
 # patience of an application.
@@ -34,62 +32,19 @@ class Switched:
     stall_seconds: float
 
 
-class _Peer:
-    """A process inside a container that answers line by line."""
-
-    def __init__(self, name: str, process: subprocess.Popen[str]) -> None:
-        self.name = name
-        self._process = process
-        self._lines: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._lines.put(line.strip())
-        self._lines.put(None)
-
-    def say(self, word: str) -> None:
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(f"{word}\n")
-            self._process.stdin.flush()
-
-    def expect(self, word: str, timeout: float) -> str:
-        """The rest of the next line, which must begin with `word`. Raises UnhealthyError."""
-        try:
-            line = self._lines.get(timeout=timeout)
-        except queue.Empty:
-            raise UnhealthyError(f"{self.name} did not answer within {timeout:.0f} s") from None
-        first, _, rest = (line or "error it ended").partition(" ")
-        if first != word:
-            raise UnhealthyError(f"{self.name}: {rest if first == 'error' else line}")
-        return rest
-
-    def close(self) -> None:
-        """End its input and wait for it: a gate resumes its pool before it ends."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        try:
-            self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-
-
 @contextlib.contextmanager
 def _peers(
     deployment: Deployment, old: str, wanted: str | None
-) -> Iterator[tuple[list[_Peer], _Peer]]:
+) -> Iterator[tuple[list[Peer], Peer]]:
     """The gates of all pools and the handover on the primary, started but not yet told to act."""
-    opened: list[_Peer] = []
+    opened: list[Peer] = []
     try:
         for pooler in deployment.poolers:
             command = ("pool-gate", str(POOLS_RESUME_AFTER_S))
-            opened.append(_Peer(pooler, deployment.hosts.converse(pooler, *command)))
+            opened.append(Peer(pooler, deployment.hosts.converse(pooler, *command)))
         candidate = ("--candidate", wanted) if wanted else ()
         command = ("handover", "--driven", *candidate)
-        handover = _Peer(old, deployment.hosts.converse(old, *command))
+        handover = Peer(old, deployment.hosts.converse(old, *command))
         opened.append(handover)
         yield opened[:-1], handover
     finally:

@@ -177,7 +177,7 @@ def known_secrets(deployment: Deployment) -> tuple[str, ...]:
     """Every secret of the stack that could stand in a text: passwords, keys, the cipher."""
     found = set(_strings(deployment.outputs["passwords"]))
     found |= set(_strings(deployment.outputs.get("encryption_keys", {}).get("keys", {})))
-    wanted = re.compile(r"^repo1-(?:cipher-pass|s3-key-secret|s3-key)=(.+)$", re.MULTILINE)
+    wanted = re.compile(r"^repo[12]-(?:cipher-pass|s3-key-secret|s3-key)=(.+)$", re.MULTILINE)
     for unit in ("runner", *deployment.nodes):
         try:
             done = deployment.hosts.run(unit, "cat", "/etc/elsapg/pgbackrest.d/secrets.conf")

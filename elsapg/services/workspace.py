@@ -54,6 +54,7 @@ class Workspace:
     def forget(self) -> None:
         """Remove what is left of a stack that the backend no longer has."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        self.places.recovery(self.stack).unlink(missing_ok=True)
         if self.state is not None:
             # Old states, with the secrets in them (encrypted, but why keep them).
             for kind in ("backups", "history"):

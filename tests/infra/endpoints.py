@@ -129,8 +129,13 @@ def names_of(deployment: Deployment, endpoint: Endpoint) -> tuple[str, ...]:
     """The names that the endpoint's certificate must hold; a stable address: its own."""
     if not endpoint.certificate:
         return (endpoint.host,)
-    namespace = t.namespace(deployment.stack, deployment.settings)
-    return certificate_names(deployment.settings, namespace)[endpoint.certificate]
+    settings = deployment.settings
+    if settings.target == "docker":
+        # By its container's name a clone reaches this stack's S3.
+        names = certificate_names(settings, s3_from_outside=deployment.hosts.physical(t.S3_HOST))
+    else:
+        names = certificate_names(settings, t.namespace(deployment.stack, settings))
+    return names[endpoint.certificate]
 
 
 _SCRIPT = r"""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from elsapg.errors import ElsapgError
+from elsapg.services.status import DISK_PERCENT
 from tests.infra.facts import Facts, NotSo, eventually, judge, none, same
 
 ARRIVE_S = 20.0
@@ -165,4 +166,16 @@ def test_no_backup_was_missed(facts: Facts, info: dict[str, Any]) -> None:
         f"one was due {(time.time() - due) / 3600:.0f} h ago, the last ended "
         f"{(time.time() - newest) / 3600:.0f} h ago",
         "the runner's log says why; `elsapg backup now` takes one",
+    )
+
+
+def test_the_disk_has_room(facts: Facts, node: str) -> None:
+    """The node's disk is less than four fifths full: WAL that waits for S3 is never dropped."""
+    done = facts.unit(node).host.run("df -Pk /var/lib/postgresql")
+    words = done.stdout.splitlines()[-1].split()
+    judge(len(words) >= 6, f"df says {done.stdout[-200:]!r}", "look at the node's volume")
+    judge(
+        int(words[4].rstrip("%")) < DISK_PERCENT,
+        f"it is {words[4]} full, {int(words[3]) // 1024} MiB are left",
+        "docs/runbook.md, 'The disk fills up'",
     )

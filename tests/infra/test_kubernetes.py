@@ -19,7 +19,11 @@ pytestmark = pytest.mark.target("kubernetes", reason="they look at pods and what
 NODES, POOLERS, RUNNER = "pg", "pgbouncer", "runner"
 APPLY = "apply the stack's own manifests again (`elsapg up`, or `elsapg render` and GitOps)"
 RESTARTS = 3
-SCHEDULES = {"backup-full": "full_schedule", "backup-incremental": "incremental_schedule"}
+SCHEDULES = {
+    "backup-full": "full_schedule",
+    "backup-incremental": "incremental_schedule",
+    **{job: f"{job}_schedule" for job in ("dump", "check", "drill")},
+}
 TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 
@@ -368,7 +372,10 @@ def _ended(job: Object) -> bool:
 
 
 def test_backups_are_scheduled_and_good(facts: Facts, cluster: Cluster) -> None:
-    """Each backup's CronJob has its schedule, is not suspended, and its last run succeeded."""
+    """Each CronJob has its schedule, is not suspended, and a backup's last run succeeded.
+
+    How dumps, checks and drills ended is on record, where one by hand makes good for it.
+    """
     found = named(cluster.all("CronJob"))
     archive = facts.deployment.settings.archive
     wrong = []
@@ -383,7 +390,7 @@ def test_backups_are_scheduled_and_good(facts: Facts, cluster: Cluster) -> None:
         if spec.get("suspend"):
             wrong.append(f"{cron} is suspended")
         runs = sorted(_runs(cluster, cron), key=lambda job: str(job["status"].get("startTime")))
-        if runs and not _succeeded(runs[-1]):
+        if runs and cron.startswith("backup-") and not _succeeded(runs[-1]):
             wrong.append(f"{name(runs[-1])} failed")
     none(
         wrong,

@@ -13,7 +13,14 @@ EXPECTED = {
     "haproxy": ("haproxy -W -db -f /etc/elsapg/haproxy.cfg", {"haproxy"}),
     "etcd": ("etcd --config-file /etc/elsapg/etcd.yml", {"etcd"}),
     "s3": ("versitygw --port :9000", {"versitygw"}),
-    "runner": ("-m elsapg.runner schedule", {"python3", "pgbackrest"}),
+    # Beside backups: dumps, and the throw-away server of a drill.
+    "runner": (
+        "-m elsapg.runner schedule",
+        {
+            *("python3", "pgbackrest", "pg_dump", "pg_restore", "tar", "openssl", "cat"),
+            *("postgres", "pg_amcheck", "pg_controldata", "bash", "gzip"),
+        },
+    ),
 }
 # What looks for changed files beside process 1, on kubernetes (images/bin/reload-on-change).
 WATCHER = {"reload-on-change", "sleep", "readlink"}

@@ -94,7 +94,7 @@ def test_destroy_keeps_data_and_secrets_for_the_next_up(target: Target) -> None:
     assert target.containers() == {}
     assert target.networks() == set()
     # The sockets' volumes and the configurations (with keys in them) are no data.
-    kept = {"pg-1", "pg-2", "etcd-1", "s3"}
+    kept = {"pg-1", "pg-2", "etcd-1", "s3", "s3-versions"}
     assert target.volumes() == {d.physical_name(target.stack, name) for name in kept}
     assert "nothing runs" in target.run("destroy", "--yes")
 

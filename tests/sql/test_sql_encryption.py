@@ -98,6 +98,13 @@ def app(server: Server) -> Iterator[Connection]:
         yield db
 
 
+@pytest.fixture(autouse=True)
+def _no_transaction_is_left(app: Connection) -> Iterator[None]:
+    """The server ends a session that is idle in one: on a slow machine, while other tests run."""
+    yield
+    app.rollback()
+
+
 # -- round trips ---------------------------------------------------------------------------
 
 

@@ -101,7 +101,7 @@ def _restricted_pod(spec: Manifest) -> Iterator[Finding]:
     shared = ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace")
     yield from (key for key in shared if spec.get(key))
     for volume in spec.get("volumes", []):
-        if odd := volume.keys() - {"name", "projected", "emptyDir"}:
+        if odd := volume.keys() - {"name", "projected", "emptyDir", "ephemeral"}:
             yield f"volume {volume['name']} is {', '.join(odd)}"
 
 

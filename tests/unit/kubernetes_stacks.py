@@ -35,6 +35,8 @@ OTHERS: dict[str, Any] = {
         "endpoint": "s3.storage.svc:8443",
         "ca": "-----BEGIN CERTIFICATE-----\nQQ==\n-----END CERTIFICATE-----\n",
         "credentials": "keys",
+        "key_ids": ["k1", "k2"],
+        "second": {"bucket": "elsa-elsewhere", "endpoint": "s3.elsewhere.example:8444"},
     },
     "encryption": {"key_ids": ["k1", "k2"]},
     "kubernetes": {
@@ -49,6 +51,7 @@ OTHERS: dict[str, Any] = {
         "cert_manager": True,
         "cert_manager_issuer": "of-the-stack",
         "s3_ports": [7070],
+        "scratch_volume_size": "20Gi",
     },
 }
 

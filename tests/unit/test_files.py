@@ -7,6 +7,7 @@ The real parsers judge the same files in tests/integration/test_rendered.py.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from elsapg import stackfile
 from elsapg.definition import files as rendering
 from elsapg.definition import topology as t
 from elsapg.definition.files import File, files_for, render, task_files
-from elsapg.definition.secrets import BACKUP, PASSWORD_ROLES
+from elsapg.definition.secrets import BACKUP, PASSWORD_ROLES, Recovery, Source
 from elsapg.settings import Settings
 from tests.unit.fakes import fake_secrets
 
@@ -27,8 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 LOCAL = stackfile.read(ROOT, "local")
 
 
-def everything(settings: Settings) -> dict[str, tuple[File, ...]]:
-    secrets = fake_secrets(settings)
+def everything(settings: Settings, recovery: Recovery | None = None) -> dict[str, tuple[File, ...]]:
+    secrets = replace(fake_secrets(settings), recovery=recovery)
     found = {u.name: files_for(u.name, settings, secrets) for u in t.units(settings)}
     return found | {
         f"task {task.name}": task_files(task.name, settings, secrets) for task in t.tasks(settings)
@@ -36,6 +37,11 @@ def everything(settings: Settings) -> dict[str, tuple[File, ...]]:
 
 
 ALL = everything(LOCAL)
+SOURCE = Source(
+    *("elsapg-first-s3", 9000, "path", "bucket-of-first", "us-east-1", "/wal"),
+    *("FIRST-ACCESS-KEY", "FIRST-SECRET-KEY", "FIRST-CIPHER", "FIRST-CA"),
+)
+CLONE = everything(LOCAL, Recovery("latest", 3, None, SOURCE))
 
 
 @pytest.mark.parametrize("unit", sorted(ALL))
@@ -78,10 +84,31 @@ def test_a_name_that_a_template_does_not_get_is_an_error() -> None:
 def test_every_template_is_used(path: Path) -> None:
     """A template that nothing renders is dead, and this list of secrets would not cover it."""
     used = {"patroni.yml", "pgbackrest.conf", "etcd.yml", "pgbouncer.ini", "haproxy.cfg"}
-    used |= {"pgbouncer_hba.conf", "secrets.conf"}
+    used |= {"pgbouncer_hba.conf", "secrets.conf", "source.conf"}
     assert path.name.removesuffix(".j2") in used
-    rendered = {f.path.rpartition("/")[2] for files in ALL.values() for f in files}
+    rendered = {
+        f.path.rpartition("/")[2] for files in (*ALL.values(), *CLONE.values()) for f in files
+    }
     assert path.name.removesuffix(".j2") in rendered
+
+
+def test_a_clone_knows_its_source_in_the_file_that_restoring_reads(
+    snapshot: SnapshotAssertion,
+) -> None:
+    """What archives and takes backups has no way to another stack's repository."""
+    secret = ("FIRST-ACCESS-KEY", "FIRST-SECRET-KEY", "FIRST-CIPHER", "bucket-of-first")
+    holders = {
+        (unit, file.path)
+        for unit, files in CLONE.items()
+        for file in files
+        if any(word in file.content for word in secret)
+    }
+    assert holders == {("pg-1", "source.conf"), ("pg-2", "source.conf")}
+    [source] = [f.content for f in CLONE["pg-1"] if f.path == "source.conf"]
+    assert source == snapshot
+    for name in ("pgbackrest.conf", "pgbackrest.d/secrets.conf"):
+        own = [f.content for f in ALL["pg-1"] if f.path == name]
+        assert [f.content for f in CLONE["pg-1"] if f.path == name] == own
 
 
 # -- secrets -------------------------------------------------------------------------------

@@ -366,6 +366,14 @@ def test_a_task_is_a_job_of_its_own(tasks: KubernetesHosts, kubectl: FakeKubectl
     assert deleted(kubectl) == [name]
 
 
+def test_what_has_a_cronjob_of_its_own_is_made_like_it(
+    tasks: KubernetesHosts, kubectl: FakeKubectl
+) -> None:
+    kubectl.on("get cronjob drill", CRON_JOB)
+    tasks.task("drill")
+    assert ["get", "cronjob", "drill"] in [words[:3] for words in kubectl.asked]
+
+
 def test_two_tasks_have_two_names(tasks: KubernetesHosts, kubectl: FakeKubectl) -> None:
     tasks.task("backup", "full")
     tasks.task("backup", "full")

@@ -424,6 +424,8 @@ def problems(values: Mapping[str, Any]) -> str:
         ("archive", {"ca": "no"}, "must be one or more certificates in PEM"),
         ("archive", {"ca": "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\nPRIVATE KEY"},
          "holds a private key"),
+        ("archive", {"second": {"bucket": "other", "endpoint": "https://s3.x"}},
+         "must be HOST or HOST:PORT without https://"),
         ("kubernetes", {"secrets": "external"}, "kubernetes.secret_store = None: is needed"),
         ("kubernetes", {"secrets": "external", "secret_store": "Vault/x"},
          "must be SecretStore/NAME or ClusterSecretStore/NAME"),
@@ -447,6 +449,15 @@ def test_a_problem_names_the_key_the_value_and_the_way_out(
     text = problems(merged(LEAST, {key: value}))
     assert told in text
     assert "1 problem;" in text
+
+
+def test_a_second_key_of_secrets_that_nobody_keeps_in_a_state() -> None:
+    """Else the new repository would silently get the old key."""
+    text = problems(
+        merged(LEAST, {"kubernetes": {"secrets": "cluster"}, "archive": {"key_ids": ["k1", "k2"]}})
+    )
+    assert "archive.key_ids = k1, k2: `elsapg secrets apply` keeps one key" in text
+    assert "ELSAPG_REPOSITORY_CIPHER" in text
 
 
 @pytest.mark.parametrize(

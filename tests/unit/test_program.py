@@ -18,9 +18,9 @@ from pulumi.runtime.sync_await import _sync_await
 
 from elsapg import stackfile
 from elsapg.definition import topology as t
-from elsapg.definition.secrets import PASSWORD_ROLES, certificate_names
+from elsapg.definition.secrets import PASSWORD_ROLES, Recovery, Source, certificate_names
 from elsapg.errors import MissingError, UsageError
-from elsapg.program import program
+from elsapg.program import Escrow, Rescue, program
 from elsapg.settings import Settings
 from elsapg.targets.docker import daemon
 
@@ -162,13 +162,18 @@ def docker_answers() -> Iterator[None]:
         yield
 
 
-def run(settings: Settings, name: str = STACK, root: Path = Path("/nowhere")) -> Run:
+def run(
+    settings: Settings,
+    name: str = STACK,
+    root: Path = Path("/nowhere"),
+    rescue: Rescue | None = None,
+) -> Run:
     monitor = Monitor()
     mocks.set_mocks(Made(), project="elsapg", stack=name, monitor=monitor)
     # A new root, for outputs are collected on it.
     pulumi.runtime.settings.set_root_resource(None)  # type: ignore[arg-type]
     _sync_await(
-        stack.run_in_stack(lambda: program(name, settings, root))  # type: ignore[arg-type]
+        stack.run_in_stack(lambda: program(name, settings, root, rescue))  # type: ignore[arg-type]
     )
     assert len({r.key for r in monitor.seen}) == len(monitor.seen), "a logical name twice"
     return Run({r.key: r for r in monitor.seen}, monitor.exports)
@@ -189,7 +194,11 @@ def test_what_is_registered(local: Run) -> None:
     images = {"etcd", "s3", "postgres", "haproxy", "pgbouncer", "runner"}
     assert {image.name for image in local.of("Image").values()} == images
     assert set(local.of("Volume")) == {
-        f"volume-{name}" for name in ("pg-1", "pg-2", "pg-1-run", "pg-2-run", "etcd-1", "s3")
+        f"volume-{name}"
+        for name in (
+            *("pg-1", "pg-2", "pg-1-run", "pg-2-run"),
+            *("etcd-1", "s3", "s3-versions", "runner-scratch"),
+        )
     }
     assert set(local.of("Network")) == {"network"}
     assert set(local.of("CertificateAuthority")) == {"ca"}
@@ -210,7 +219,7 @@ def test_physical_names_carry_it(local: Run) -> None:
     assert all(r.inputs["stack"] == STACK for r in local.of("Container").values())
 
 
-KEPT = {"volume-pg-1", "volume-pg-2", "volume-etcd-1", "volume-s3", "ca"}
+KEPT = {*("volume-pg-1", "volume-pg-2", "volume-etcd-1", "volume-s3", "volume-s3-versions", "ca")}
 
 
 def test_data_and_secrets_are_protected(local: Run) -> None:
@@ -373,3 +382,51 @@ def test_wire_helpers_see_secrets() -> None:
     assert bare({"a": [secret]}) == {"a": ["x"]}
     assert rpc._special_secret_sig == SECRET
     assert rpc._special_sig_key == SIGNATURE
+
+
+def test_a_new_repository_key_leaves_the_old_one() -> None:
+    found = run(stackfile.load({"archive": {"key_ids": ["k1", "k2"]}}, "test"))
+    assert {"repository-cipher", "repository-cipher-k2"} <= set(found.of("Stash"))
+
+
+# -- out of a repository ---------------------------------------------------------------------
+
+
+def test_from_a_backup_the_kept_keys_are_taken_and_the_repository_looked_at_first() -> None:
+    escrow = Escrow("access", "secret", "cipher", {"k1": "ring"})
+    found = run(stackfile.load({}, "test"), rescue=Rescue(Recovery("latest"), escrow))
+    stashes = found.of("Stash")
+    for name, value in {
+        "s3-access-key": "access",
+        "s3-secret-key": "secret",
+        "repository-cipher": "cipher",
+        "encryption-key-k1": "ring",
+    }.items():
+        assert stashes[name].inputs["input"] == value
+        assert value not in stashes[name].clear
+        # They win over those of an attempt with the wrong ones.
+        assert stashes[name].ignore_changes == []
+    assert stashes["password-elsa_app"].ignore_changes == ["input"]
+    for node in ("pg-1", "pg-2"):
+        assert "recovery-check" in found.resources[node].depends_on
+        assert "recovery.json" in {f["path"] for f in found.resources[node].inputs["files"]}
+    assert "recovery-check" in found.resources["runner"].depends_on
+    assert "s3" in found.resources["recovery-check"].depends_on
+    assert found.of("Link") == {}
+
+
+def test_a_clone_is_linked_to_its_source_while_it_is_made() -> None:
+    source = Source("elsapg-first-s3", 9000, "path", "b", "r", "/wal", "A", "S", "C", "CA")
+    found = run(stackfile.load({}, "test"), rescue=Rescue(Recovery("latest", source=source)))
+    [link] = found.of("Link").values()
+    assert link.inputs["container"] == "elsapg-first-s3"
+    assert link.name in found.resources["recovery-check"].depends_on
+    assert "source.conf" in {f["path"] for f in found.resources["pg-1"].inputs["files"]}
+    assert "source.conf" not in found.resources["pg-1"].clear
+    assert "source.conf" not in {f["path"] for f in found.resources["pg-1-agent"].inputs["files"]}
+
+
+def test_nothing_of_it_stays(local: Run) -> None:
+    assert "recovery-check" not in local.resources
+    assert local.of("Link") == {}
+    assert is_secret(local.exports["repository"])

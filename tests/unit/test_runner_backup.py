@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
+import json
 import subprocess
 from typing import Any
 
@@ -12,8 +14,9 @@ from hypothesis import settings as within
 from hypothesis import strategies as st
 
 from elsapg.runner import backup
-from elsapg.runner.backup import BackupError, missed_run, next_run
+from elsapg.runner.backup import missed_run, next_run
 from elsapg.runner.config import Config
+from elsapg.runner.pgbackrest import Repository, RepositoryError
 from elsapg.services import backups
 
 SCHEDULES = {"full": "0 1 * * 0", "incr": "0 1 * * 1-6"}
@@ -87,17 +90,17 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> Tool:
 def test_a_repository_of_another_cipher_is_told_and_not_quoted(tool: Tool) -> None:
     tool.code = 29
     tool.err = "ERROR: [029]: unable to load info file '/wal/archive/elsa/archive.info'\n\x07\ufffd"
-    with pytest.raises(BackupError) as caught:
-        backup.pgbackrest(CONFIG, "stanza-create")
-    assert "another cipher" in str(caught.value) and "archive.prefix" in str(caught.value)
+    with pytest.raises(RepositoryError) as caught:
+        Repository().run("stanza-create")
+    assert "repository-cipher" in str(caught.value) and "archive.prefix" in str(caught.value)
     assert str(caught.value).isprintable()
 
 
 def test_a_failure_is_its_error_lines(tool: Tool) -> None:
     tool.code = 82
     tool.err = "WARN: later\nERROR: [082]: WAL segment was not archived\nHINT: look\n"
-    with pytest.raises(BackupError) as caught:
-        backup.pgbackrest(CONFIG, "check")
+    with pytest.raises(RepositoryError) as caught:
+        Repository().run("check")
     assert str(caught.value) == (
         "pgbackrest check failed (82): ERROR: [082]: WAL segment was not archived"
     )
@@ -105,8 +108,8 @@ def test_a_failure_is_its_error_lines(tool: Tool) -> None:
 
 def test_a_failure_without_error_lines_says_what_there_is(tool: Tool) -> None:
     tool.code, tool.err = 1, "killed"
-    with pytest.raises(BackupError, match=r"pgbackrest check failed \(1\): killed"):
-        backup.pgbackrest(CONFIG, "check")
+    with pytest.raises(RepositoryError, match=r"pgbackrest check failed \(1\): killed"):
+        Repository().run("check")
 
 
 def test_the_first_backup_is_taken_once(tool: Tool, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,7 +131,24 @@ def test_the_first_backup_is_full(tool: Tool, monkeypatch: pytest.MonkeyPatch) -
 def test_a_backup_is_told_by_its_label(tool: Tool) -> None:
     tool.out = '[{"backup": [{"label": "A"}, {"label": "B"}]}]'
     assert backup.backup(CONFIG, "incr") == "B"
-    assert tool.calls[0] == ["pgbackrest", "--stanza=elsa", "--type=incr", "backup"]
+    assert tool.calls[0] == ["pgbackrest", "--stanza=elsa", "--repo=1", "--type=incr", "backup"]
+
+
+def test_a_second_repository_gets_its_own_even_if_the_first_fails(
+    tool: Tool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = dataclasses.replace(CONFIG, repositories=2)
+    tool.out = json.dumps(
+        [{"backup": [{"label": "A", "database": {"repo-key": 1}},
+                     {"label": "B", "database": {"repo-key": 2}}]}]
+    )  # fmt: skip
+    assert backup.backup(both, "full") == "A"
+    assert [call[2] for call in tool.calls[:2]] == ["--repo=1", "--repo=2"]
+    tool.calls.clear()
+    tool.code, tool.err = 1, "ERROR: no S3"
+    with pytest.raises(RepositoryError, match=r"repository 1: .*no S3.*; repository 2: .*no S3"):
+        backup.backup(both, "full")
+    assert len(tool.calls) == 2
 
 
 def test_no_stanza_is_no_backup(tool: Tool) -> None:

@@ -13,7 +13,7 @@ from elsapg.errors import NotDeployedError, UnhealthyError
 from elsapg.services import status
 from elsapg.services.backups import Backup
 from elsapg.targets.docker.hosts import DockerHosts
-from elsapg.targets.hosts import UnitState
+from elsapg.targets.hosts import Completed, UnitState
 
 UNITS = (
     *("etcd-1", "s3", "pg-1", "pg-2", "pg-1-agent", "pg-2-agent"),
@@ -41,8 +41,18 @@ class Healthy:
             member("pg-1", "leader", "running"),
             member("pg-2", "sync_standby", lag=16),
         ]
-        self.archiver = ["000000010000000000000003", "12.5", "0"]
+        self.overview: dict[str, Any] = {"dumps": [], "runs": {}, "problems": []}
+        self.archiver = ["000000010000000000000003", "12.5", "0", "1"]
         self.paused = "0"
+        self.journal = ""
+        self.used = "41"
+
+    def run(self, _unit: str, *command: str, **_options: Any) -> Completed:
+        if "elsapg.runner.health" in command:
+            return Completed(0, json.dumps(self.overview))
+        if command[0] == "df":
+            return Completed(0, f"Filesystem\n/dev/x 100 41 2048000 {self.used}% /\n")
+        return Completed(0, self.journal)
 
     def shell(self, unit: str, *command: str) -> str:
         return DockerHosts("test").shell(unit, *command)
@@ -105,7 +115,7 @@ def test_all_is_well(deployment: Healthy) -> None:
     assert [p.name for p in found.pools] == ["pgbouncer-1", "pgbouncer-2"]
     # The admin console's own line is no pool.
     assert (found.pools[0].clients_active, found.pools[0].servers_idle) == (4, 6)
-    assert found.archive == status.Archive("000000010000000000000003", 12.5, 0)
+    assert found.archive == status.Archive("000000010000000000000003", 12.5, 0, 1)
     document = json.loads(found.as_json())
     assert document["healthy"] is True
     assert document["last_backup"]["label"] == "20260301-010000F"
@@ -140,7 +150,7 @@ def not_synchronous(d: Healthy) -> None:
 
 
 def archive_fails(d: Healthy) -> None:
-    d.archiver = ["", "", "7"]
+    d.archiver = ["", "", "7", "9"]
 
 
 def no_backup(d: Healthy) -> None:
@@ -159,6 +169,18 @@ def paused(d: Healthy) -> None:
     d.paused = "1"
 
 
+def disk_fills_up(d: Healthy) -> None:
+    d.used = "85"
+
+
+def wal_queues(d: Healthy) -> None:
+    d.archiver = ["000000010000000000000003", "12.5", "0", "40"]
+
+
+def overdue(d: Healthy) -> None:
+    d.overview["problems"] = [{"job": "drill", "text": "a restore drill was due"}]
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
@@ -173,6 +195,9 @@ def paused(d: Healthy) -> None:
         (no_backup, "no backup yet: `elsapg backup now`"),
         (bad_backup, "backup 20260301-010000F has errors"),
         (old_backup, "more than 2 days old"),
+        (disk_fills_up, "the disk of pg-1 is 85% full, 2000 MiB are left"),
+        (wal_queues, "40 WAL segments (640 MiB) wait on the primary's disk"),
+        (overdue, "a restore drill was due"),
         (paused, "pgbouncer-1 is paused: a switchover is under way"),
     ],
     ids=lambda v: v.__name__ if callable(v) else "",
@@ -208,3 +233,10 @@ def test_a_stack_that_does_not_run_is_an_error(deployment: Healthy) -> None:
     deployment.units["pg-1"] = UnitState("pg-1", "exited", 0)
     with pytest.raises(NotDeployedError):
         gather(deployment)
+
+
+def test_a_restore_that_has_not_ended(deployment: Healthy) -> None:
+    deployment.journal = json.dumps({"target": "latest", "since": "noon", "stage": "fetching"})
+    (problem,) = status.gather(deployment).problems  # type: ignore[arg-type]
+    assert "a restore to latest" in problem
+    assert "elsapg restore --stack test" in problem

@@ -66,7 +66,8 @@ def test_only_the_doors_are_published(docker: dict[str, Any], published: set[int
 
 def test_what_holds_data_is_marked() -> None:
     mounts = {m.volume: m for u in t.units(settings()) for m in u.mounts}
-    assert {name for name, m in mounts.items() if m.data} == {"pg-1", "pg-2", "etcd-1", "s3"}
+    held = {name for name, m in mounts.items() if m.data}
+    assert held == {"pg-1", "pg-2", "etcd-1", "s3", "s3-versions"}
 
 
 def test_a_primary_hands_over_before_it_stops() -> None:

@@ -9,33 +9,39 @@ import pulumi
 
 from elsapg.definition import topology as t
 from elsapg.definition.files import File, files_for, task_files
-from elsapg.definition.secrets import Secrets
+from elsapg.definition.secrets import Recovery, Secrets
 from elsapg.settings import Settings
 from elsapg.targets.docker.daemon import BASE_IMAGE
 from elsapg.targets.docker.resources import (
     Container,
     Image,
+    Link,
     Network,
     Task,
     Volume,
     context_digest,
 )
 
+# Of the runner's modules those that a node has: a change of any other leaves the nodes alone.
+NODE_MODULES = (
+    *("__init__", "archive", "backup", "config", "dumps", "found", "gates", "handover", "health"),
+    *("jobs", "kube", "patroni", "pgbackrest", "recovery", "relabel", "repository", "restore"),
+    *("s3", "sealed", "target", "undump"),
+)
 # What each image is made of, beside the Dockerfile: a change of SQL rebuilds the runner only.
 CONTEXTS: Mapping[str, tuple[str, ...]] = {
     "etcd": (),
     "s3": (".elsapg/bin/versitygw", "images/bin/s3"),
     "postgres": (
+        "images/bin/found-cluster",
         "images/bin/handover",
         "images/bin/relabel",
         "images/bin/reload-on-change",
+        "images/bin/restore-step",
+        "images/bin/wal-get",
         "elsapg/__init__.py",
-        "elsapg/runner/__init__.py",
-        "elsapg/runner/gates.py",
-        "elsapg/runner/handover.py",
-        "elsapg/runner/kube.py",
-        "elsapg/runner/patroni.py",
-        "elsapg/runner/relabel.py",
+        "elsapg/errors.py",
+        *(f"elsapg/runner/{name}.py" for name in NODE_MODULES),
     ),
     "haproxy": (),
     "pgbouncer": (
@@ -44,53 +50,105 @@ CONTEXTS: Mapping[str, tuple[str, ...]] = {
         "images/bin/pool-leave",
         "images/bin/reload-on-change",
     ),
-    "runner": ("elsapg/__init__.py", "elsapg/errors.py", "elsapg/runner", "bootstrap_sql"),
+    "runner": (
+        *("elsapg/__init__.py", "elsapg/errors.py", "elsapg/runner", "bootstrap_sql"),
+        "images/bin/wal-get",
+    ),
 }
 
 
-def place(stack: str, settings: Settings, secrets: pulumi.Output[Secrets]) -> None:
-    """Register everything; Pulumi works out what to make, change or leave."""
-    images = {
-        target: Image(
+def place(
+    stack: str,
+    settings: Settings,
+    secrets: pulumi.Output[Secrets],
+    recovery: Recovery | None = None,
+) -> None:
+    """Register everything; Pulumi works out what to make, change or leave.
+
+    `recovery`: the nodes come out of a repository, which is looked at before any of them is made.
+    """
+    images: dict[str, Image] = {}
+    for target, extra in CONTEXTS.items():
+        images[target] = Image(
             target,
             target=target,
             context=context_digest(("images/Dockerfile", *extra)),
             base=BASE_IMAGE,
             revision=settings.docker.image_revision,
+            # Most of it is the nodes' image: at the same time it would be made twice.
+            opts=pulumi.ResourceOptions(
+                depends_on=[images["postgres"]] if target == "runner" else []
+            ),
         )
-        for target, extra in CONTEXTS.items()
-    }
     units = t.units(settings)
     volumes = _volumes(stack, settings, units)
     # So that it is deleted before them: it takes with it what a killed `up` left in them.
     after_volumes = pulumi.ResourceOptions(depends_on=list(volumes.values()))
     network = Network("network", stack=stack, opts=after_volumes)
     made: dict[str, Container] = {}
+    checked: list[pulumi.Resource] = []
+    links: list[pulumi.Resource] = []
+    if recovery and recovery.source:
+        links = [
+            Link(
+                "source",
+                stack=stack,
+                container=recovery.source.host,
+                port=recovery.source.port,
+                network=network.name,
+                image=images["haproxy"].image_id,
+            )
+        ]
     for unit in units:
+        after = _after(settings, unit, made)
+        # Nor the runner: with the wrong key it would start again and again.
+        if recovery and unit.name in (*t.node_names(settings), "runner"):
+            checked = checked or [
+                _task(
+                    stack,
+                    settings,
+                    t.RECOVERY_CHECK,
+                    secrets,
+                    images,
+                    network,
+                    [made["s3"], *links],
+                )
+            ]
+            after = [*after, *checked]
         made[unit.name] = Container(
             unit.name,
             _unit_props(stack, settings, unit, secrets, images, network, volumes),
-            pulumi.ResourceOptions(depends_on=_after(settings, unit, made)),
+            pulumi.ResourceOptions(depends_on=after),
         )
     before: list[pulumi.Resource] = list(made.values())
     for task in t.tasks(settings):
-        before = [
-            Task(
-                task.name,
-                {
-                    "stack": stack,
-                    "unit": task.name,
-                    "image": images[task.image].image_id,
-                    "command": list(task.command),
-                    "network": network.name,
-                    "network_id": network.network_id,
-                    "timeout_s": task.timeout_s,
-                    "tmpfs": ["/tmp", "/var/spool/pgbackrest", "/var/log/pgbackrest"],
-                    "files": _files(secrets, lambda s, n=task.name: task_files(n, settings, s)),
-                },
-                pulumi.ResourceOptions(depends_on=before),
-            )
-        ]
+        before = [_task(stack, settings, task, secrets, images, network, before)]
+
+
+def _task(
+    stack: str,
+    settings: Settings,
+    task: t.Task,
+    secrets: pulumi.Output[Secrets],
+    images: Mapping[str, Image],
+    network: Network,
+    after: list[pulumi.Resource],
+) -> Task:
+    return Task(
+        task.name,
+        {
+            "stack": stack,
+            "unit": task.name,
+            "image": images[task.image].image_id,
+            "command": list(task.command),
+            "network": network.name,
+            "network_id": network.network_id,
+            "timeout_s": task.timeout_s,
+            "tmpfs": ["/tmp", "/var/spool/pgbackrest", "/var/log/pgbackrest"],
+            "files": _files(secrets, lambda s: task_files(task.name, settings, s)),
+        },
+        pulumi.ResourceOptions(depends_on=after),
+    )
 
 
 def _after(

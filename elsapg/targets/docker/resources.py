@@ -25,6 +25,7 @@ from pulumi.dynamic import (
     UpdateResult,
 )
 
+from elsapg.definition.topology import UID
 from elsapg.errors import DeploymentError, MissingError, UsageError
 from elsapg.targets.docker import containers
 from elsapg.targets.docker import daemon as d
@@ -73,6 +74,106 @@ class Network(Resource, module="docker", name="Network"):
     ) -> None:
         props = {"stack": stack, "name": d.physical_name(stack, resource_name), "network_id": None}
         super().__init__(_NetworkProvider(), resource_name, props, opts)
+
+
+_RELAY = (
+    "defaults\n mode tcp\n timeout connect 5s\n timeout client 1h\n timeout server 1h\n"
+    "frontend relay\n bind :{port}\n default_backend there\n"
+    "backend there\n server there {address}:{port}\n"
+)
+
+
+_FROM_ARGUMENT = 'printf %s "$0" > /tmp/relay'
+
+
+class _LinkProvider(ResourceProvider):
+    def create(self, props: dict[str, Any]) -> CreateResult:
+        name = d.physical_name(props["stack"], props["unit"])
+        port = int(props["port"])
+        with d.daemon() as client:
+            try:
+                there = client.containers.get(props["container"])
+                # Not by its name: in this network that is the relay's.
+                [(theirs, attached), *_] = there.attrs["NetworkSettings"]["Networks"].items()
+            except (docker.errors.NotFound, ValueError):
+                raise UsageError(
+                    f"{props['container']} does not run: the stack that this one is made of must, "
+                    "until this one has its data"
+                ) from None
+            self._remove(client, props)
+            config = _RELAY.format(address=attached["IPAddress"], port=port)
+            relay = client.containers.create(
+                name=name,
+                image=props["image"],
+                command=["sh", "-c", f"{_FROM_ARGUMENT} && exec haproxy -db -f /tmp/relay", config],
+                # A host name is an alias in every network that the container is in.
+                hostname=name,
+                labels={d.STACK_LABEL: props["stack"], d.UNIT_LABEL: props["unit"]},
+                network=props["network"],
+                user=f"{UID}:{UID}",
+                read_only=True,
+                tmpfs={"/tmp": f"uid={UID},gid={UID},mode=1770"},
+                cap_drop=["ALL"],
+                security_opt=["no-new-privileges"],
+                mem_limit="256m",
+            )
+            network = client.networks.get(props["network"])
+            network.disconnect(relay)
+            network.connect(relay, aliases=[props["container"]])
+            client.networks.get(theirs).connect(relay)
+            relay.start()
+        return CreateResult(name, props)
+
+    def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
+        with d.daemon() as client:
+            try:
+                client.containers.get(id_)
+            except docker.errors.NotFound:
+                return GONE
+        return ReadResult(id_, props)
+
+    def diff(self, _id: str, olds: dict[str, Any], news: dict[str, Any]) -> DiffResult:
+        keys = [k for k in ("container", "network", "image") if olds[k] != news[k]]
+        return DiffResult(changes=bool(keys), replaces=keys, delete_before_replace=True)
+
+    def delete(self, _id: str, props: dict[str, Any]) -> None:
+        with d.daemon() as client:
+            self._remove(client, props)
+
+    @staticmethod
+    def _remove(client: docker.DockerClient, props: dict[str, Any]) -> None:
+        left = containers.find(client, props)
+        if left is not None:
+            left.remove(force=True)
+
+
+class Link(Resource, module="docker", name="Link"):
+    """A way to one port of another stack's container, under that one's name, in this network.
+
+    A relay, because a container that joined a second network would bring its host name along: two
+    of one name. It is there for as long as this resource is.
+    """
+
+    def __init__(
+        self,
+        resource_name: str,
+        *,
+        stack: str,
+        container: str,
+        port: int,
+        network: pulumi.Input[str],
+        image: pulumi.Input[str],
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        props = {
+            "stack": stack,
+            "unit": resource_name,
+            "container": container,
+            "port": port,
+            "network": network,
+            "image": image,
+        }
+        super().__init__(_LinkProvider(), resource_name, props, opts)
 
 
 class _VolumeProvider(ResourceProvider):

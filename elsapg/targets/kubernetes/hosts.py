@@ -2,7 +2,7 @@
 
 A unit's name leads to a pod and a container of it: `pg-1` and `pg-1-agent` are two containers of
 pod pg-1; `pgbouncer-1` is the first of the pools' pods, by name. There is no runner that waits for
-work: a task is a Job, made as the backups' CronJob would make it, and gone when it has ended.
+work: a task is a Job, made as its CronJob would make it, and gone when it has ended.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from elsapg.targets.kubernetes.kubectl import Kubectl
 COMPONENT = "app.kubernetes.io/component"
 NODES, POOLERS = "pg", "pgbouncer"
 GATE = "gate"
+# The CronJob that a task is made after: its own, or that of the backups.
 TASKS_LIKE = "backup-incremental"
+OWN_JOBS = ("dump", "check", "drill")
 STARTS_WITHIN_S = 120
 FRESH_S = 1.0
 # What does not come right by waiting.
@@ -150,7 +152,8 @@ class KubernetesHosts:
 
     def task(self, *command: str, timeout: int = 3600) -> Completed:
         """Run it as a Job of its own, which is deleted whatever happens."""
-        like = self.kubectl.json("get", "cronjob", TASKS_LIKE)
+        own = command[0] if command[0] in OWN_JOBS else TASKS_LIKE
+        like = self.kubectl.json("get", "cronjob", own)
         name = f"task-{command[0]}-{secrets.token_hex(4)}"
         job = _job(name, like, command, timeout)
         try:

@@ -31,7 +31,8 @@ def policies(place: Place) -> list[Manifest]:
     k = place.settings.kubernetes
     nodes, poolers, runner = (_pods(name) for name in (NODES, POOLERS, RUNNER))
     inside, console = (t.PG_PORT, t.PATRONI_PORT), (t.PG_PORT, t.PATRONI_PORT, t.AGENT_PORT)
-    s3 = (t.s3_address(place.settings)[1], *k.s3_ports)
+    repositories = (t.s3_address(place.settings), t.second_s3_address(place.settings))
+    s3 = (*(port for _, port in repositories), *k.s3_ports)
     api_server = _blocks(k.api_server_cidrs)
     made = [
         _policy(place, "deny-all", None, {"policyTypes": ["Ingress", "Egress"]}),

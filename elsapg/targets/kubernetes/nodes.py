@@ -46,7 +46,7 @@ class Nodes(Component):
                     f"{volume}-{node}",
                     NODES,
                     annotations=KEEP if keep else None,
-                    spec=_claim(place, size),
+                    spec=pods.claim(place, size),
                 )
                 before.append(self.add(claim, pulumi.ResourceOptions(protect=keep)))
         before += [self.add(service) for service in _services(place)]
@@ -71,15 +71,6 @@ def _volumes(place: Place) -> dict[str, str]:
     """The volumes of each node that hold data, with their sizes."""
     pg = place.settings.postgres
     return {"data": pg.volume_size, **({"wal": pg.wal_volume_size} if pg.wal_volume_size else {})}
-
-
-def _claim(place: Place, size: str) -> Manifest:
-    chosen = place.settings.kubernetes.storage_class
-    return {
-        "accessModes": ["ReadWriteOnce"],
-        "resources": {"requests": {"storage": size}},
-        **({"storageClassName": chosen} if chosen else {}),
-    }
 
 
 def _services(place: Place) -> list[Manifest]:
@@ -133,7 +124,7 @@ def _stateful_set(place: Place) -> Manifest:
                 "apiVersion": "v1",
                 "kind": "PersistentVolumeClaim",
                 "metadata": {"name": volume},
-                "spec": _claim(place, _NOMINAL_SIZE),
+                "spec": pods.claim(place, _NOMINAL_SIZE),
             }
             for volume in _volumes(place)
         ],

@@ -88,6 +88,16 @@ def empty(name: str, **more: Any) -> Manifest:
     return {"name": name, "emptyDir": more}
 
 
+def claim(place: Place, size: str) -> Manifest:
+    """A volume of the stack's storage class."""
+    chosen = place.settings.kubernetes.storage_class
+    return {
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": size}},
+        **({"storageClassName": chosen} if chosen else {}),
+    }
+
+
 def scratch(container: str, paths: Iterable[str]) -> dict[str, str]:
     """The writable folders of one container: volume to path."""
     return {f"{container}{path.replace('/', '-')}": path for path in paths}

@@ -1,4 +1,6 @@
-"""What runs and ends: the bootstrap (configuration, SQL, first backup), and backups by schedule."""
+"""What runs and ends: the bootstrap (configuration, SQL, first backup), and by schedule backups,
+dumps, checks of the repository and restore drills.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +16,25 @@ from elsapg.targets.kubernetes.foundation import NODES, RUNNER
 from elsapg.targets.kubernetes.objects import Component, Manifest, Place, digest
 
 _FOLDERS = ("/tmp", "/var/spool/pgbackrest", "/var/log/pgbackrest")
-_MEMORY_MB = 512
+# Dumps lie there until they are stored, and a drill restores to there: as large as the data.
+SCRATCH = "/var/lib/elsapg"
+# Those that need it, with the memory for a server of their own.
+WITH_SCRATCH = ("dump", "drill")
+_MEMORY_MB, _SCRATCH_MEMORY_MB = 512, 1024
 # A backup that was due while the cluster's control plane was away is still taken within this.
 _LATE_S = 6 * 3600
 
 
 class Runner(Component):
-    """The bootstrap Job and the backups' CronJobs."""
+    """The bootstrap Job, and the CronJobs of what is done at its time."""
 
     def __init__(self, place: Place, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("runner", place, opts)
         files = files_for("runner", place.settings, pods.NO_SECRETS)
         config = self.add(pods.config_map(place, RUNNER, RUNNER, files))
-        for name, kind, schedule in _schedules(place):
+        for name, command, schedule in _schedules(place):
             self.add(
-                _cron_job(place, name, kind, schedule, files),
+                _cron_job(place, name, command, schedule, files),
                 pulumi.ResourceOptions(depends_on=[config]),
             )
         before = [self.add(manifest) for manifest in _task_maps(place)]
@@ -43,20 +49,24 @@ class Runner(Component):
         self.done()
 
 
-def _schedules(place: Place) -> tuple[tuple[str, str, str], ...]:
+def _schedules(place: Place) -> tuple[tuple[str, tuple[str, ...], str], ...]:
     archive = place.settings.archive
     return (
-        ("backup-full", "full", archive.full_schedule),
-        ("backup-incremental", "incr", archive.incremental_schedule),
+        ("backup-full", ("backup", "full"), archive.full_schedule),
+        ("backup-incremental", ("backup", "incr"), archive.incremental_schedule),
+        ("dump", ("dump",), archive.dump_schedule),
+        ("check", ("check",), archive.check_schedule),
+        ("drill", ("drill",), archive.drill_schedule),
     )
 
 
-def _cron_job(place: Place, name: str, kind: str, schedule: str, files: Sequence[File]) -> Manifest:
-    run = _container(place, RUNNER, ("backup", kind), pods.CONFIG_VOLUME)
-    job = {
-        "backoffLimit": 2,
-        "template": _pod(place, [run], [pods.config_volume(files, RUNNER)]),
-    }
+def _cron_job(
+    place: Place, name: str, command: tuple[str, ...], schedule: str, files: Sequence[File]
+) -> Manifest:
+    large = name in WITH_SCRATCH
+    run = _container(place, RUNNER, command, pods.CONFIG_VOLUME, large)
+    volumes = [pods.config_volume(files, RUNNER), *([_large(place)] if large else [])]
+    job = {"backoffLimit": 2, "template": _pod(place, [run], volumes)}
     spec = {
         "schedule": schedule,
         "timeZone": "Etc/UTC",
@@ -102,14 +112,26 @@ def bootstrap_manifest(place: Place) -> Manifest:
     return place.manifest("batch/v1", "Job", name, RUNNER, spec=spec)
 
 
-def _container(place: Place, name: str, arguments: Sequence[str], config: str) -> Manifest:
+def _large(place: Place) -> Manifest:
+    """The scratch volume: the machine's own disk, or a volume that comes and goes with the pod."""
+    size = place.settings.kubernetes.scratch_volume_size
+    if size is None:
+        return pods.empty("scratch")
+    template = {"spec": pods.claim(place, size)}
+    return {"name": "scratch", "ephemeral": {"volumeClaimTemplate": template}}
+
+
+def _container(
+    place: Place, name: str, arguments: Sequence[str], config: str, large: bool = False
+) -> Manifest:
     mounts = [pods.mount(config, t.CONFIG_DIR, read_only=True)]
     mounts += [pods.mount(volume, path) for volume, path in _scratch().items()]
+    mounts += [pods.mount("scratch", SCRATCH)] if large else []
     return pods.container(
         name,
         place.images["runner"],
         mounts,
-        pods.resources(_MEMORY_MB, 0.1, 2),
+        pods.resources(_SCRATCH_MEMORY_MB if large else _MEMORY_MB, 0.1, 2),
         args=list(arguments),
     )
 

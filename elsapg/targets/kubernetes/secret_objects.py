@@ -17,6 +17,7 @@ from elsapg.definition.secrets import (
     KeyPair,
     Secrets,
     certificate_names,
+    cipher_name,
     is_client_too,
 )
 from elsapg.settings import Settings
@@ -149,7 +150,7 @@ def store_keys(place: Place) -> dict[str, dict[str, str]]:
         ROLES: {f"password_{role}": f"{prefix}password-{role}" for role in PASSWORD_ROLES},
         REPOSITORY: {
             **(keys if with_keys else {}),
-            "repository_cipher": f"{prefix}repository-cipher",
+            "repository_cipher": f"{prefix}{cipher_name(settings.archive.key_ids[-1])}",
         },
         ENCRYPTION_KEYS: {
             f"key_{index}": f"{prefix}encryption-key-{name}"

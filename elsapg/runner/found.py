@@ -1,0 +1,163 @@
+"""How a stack's first node comes to its data: Patroni calls this when the cluster has none.
+
+Without an order it is made empty; but never beside an archive that holds backups, for whoever lost
+the volumes wants them back, and a new cluster could not archive there. With an order
+(/etc/elsapg/recovery.json) it is recovered from the repository, the stack's own or another one's
+(/etc/elsapg/source.conf), which is only ever read.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from elsapg.errors import DeploymentError, ElsapgError
+from elsapg.runner import recovery, target
+from elsapg.runner.archive import Plan
+from elsapg.runner.pgbackrest import Repository, RepositoryError
+from elsapg.runner.recovery import PrivateServer
+
+FOLDER = Path("/var/lib/postgresql")
+DATA = FOLDER / "data"
+WORK = FOLDER / "elsapg-restore"
+CONFIG = Path("/etc/elsapg")
+NOTE = FOLDER / "elsapg-recovered.json"
+ORDER = CONFIG / "recovery.json"
+SOURCE = CONFIG / "source.conf"
+# S3 may be starting as well.
+PATIENCE_S = 120.0
+
+
+def say(text: str) -> None:
+    print(f"elsapg: {text}", flush=True)
+
+
+def order(path: Path = ORDER) -> dict[str, Any] | None:
+    """What is to be recovered: {"to", "timeline", "backup"}; None for an empty database."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+
+
+def source(config: Path = SOURCE) -> Repository:
+    """The repository to recover from: another stack's if there is a configuration for it."""
+    return Repository(config=config if config.exists() else None)
+
+
+def plan(repository: Repository, wanted: dict[str, Any]) -> Plan:
+    """How the order is carried out. Raises UsageError, RepositoryError."""
+    return repository.archive().plan(
+        target.parse(wanted["to"]), timeline=wanted.get("timeline"), label=wanted.get("backup")
+    )
+
+
+def patient_info(repository: Repository, patience: float = PATIENCE_S) -> dict[str, Any]:
+    """The repository's account, once it answers. Raises RepositoryError."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return repository.info()
+        except RepositoryError as error:
+            if time.monotonic() > deadline or "does not answer" not in str(error):
+                raise
+        time.sleep(1)
+
+
+def check() -> str:
+    """The runner's task before a recovery: everything that can be told before a node is made."""
+    wanted = order()
+    if wanted is None:
+        raise DeploymentError("nothing is to be recovered: recovery.json is missing")
+    repository = source()
+    patient_info(repository)
+    found = plan(repository, wanted)
+    return (
+        f"backup {found.backup} (of {found.backup_stopped}) and {len(found.segments)} WAL segments"
+        f" lead to {found.value or 'the end'} on timeline {found.timeline}"
+    )
+
+
+def empty() -> None:
+    """A new database, unless the archive is that of another one."""
+    held = patient_info(Repository()).get("backup", [])
+    if held:
+        raise DeploymentError(
+            f"the archive holds {len(held)} backups, the last one {held[-1]['label']}, and this "
+            "stack has no data: `elsapg up --from-backup` brings the data back; for an empty "
+            "database set archive.prefix to an unused one"
+        )
+    settings = _patroni()
+    words = ["initdb", "--pgdata", str(DATA), "--username=postgres"]
+    for option in settings["bootstrap"]["initdb"]:
+        if isinstance(option, dict):
+            words += [f"--{name}={value}" for name, value in option.items()]
+        else:
+            words.append(f"--{option}")
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise DeploymentError(f"initdb failed: {' '.join(done.stderr.split())[-400:]}")
+
+
+def recover(wanted: dict[str, Any]) -> None:
+    """The data of the backup, recovered to the target, on a line of its own."""
+    repository = source()
+    patient_info(repository)
+    found = plan(repository, wanted)
+    say(f"recovering to {found.value or 'the end'} from backup {found.backup}")
+    DATA.mkdir(mode=0o700, exist_ok=True)
+    recovery.fetch(repository, found, DATA, WORK, say, _never)
+    minimum = _patroni()["bootstrap"]["dcs"]["postgresql"]["parameters"]
+    # Another stack's archive gets nothing from here; this stack's own learns of the new line.
+    own = repository.config is None
+    server = PrivateServer(DATA, WORK, repository, minimum=minimum, archive=own)
+    server.start(found)
+    try:
+        reached = server.wait(found, say, _never)
+        line = server.promote()
+    finally:
+        recovery.stop(DATA)
+    note = {
+        **asdict(reached),
+        "timeline": line,
+        "backup": found.backup,
+        "target": str(wanted["to"]),
+    }
+    NOTE.write_text(json.dumps(note), encoding="utf-8")
+    say(f"recovered to {reached.lsn}, last commit {reached.last_commit}; timeline {line}")
+
+
+def _patroni() -> dict[str, Any]:
+    # Only the postgres image has it, where Patroni needs it.
+    import yaml  # noqa: PLC0415
+
+    return dict(yaml.safe_load((CONFIG / "patroni.yml").read_text(encoding="utf-8")))
+
+
+def _never() -> bool:
+    return False
+
+
+def main() -> int:
+    """Entry of the `found-cluster` command in the postgres image."""
+    wanted = order()
+    try:
+        if wanted is None:
+            empty()
+        else:
+            recover(wanted)
+    except (ElsapgError, TimeoutError, psycopg.Error, OSError) as error:
+        say(f"error: {' '.join(str(error).split())}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""What pgBackRest is told about its repository: the one source for whoever else speaks to that S3.
+
+Read from pgBackRest's own files, so that there is no second copy of a key.
+"""
+
+from __future__ import annotations
+
+import configparser
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from elsapg.errors import MissingError
+
+CONFIG = Path("/etc/elsapg/pgbackrest.conf")
+INCLUDES = Path("/etc/elsapg/pgbackrest.d")
+
+
+@dataclass(frozen=True)
+class Repository:
+    """The first repository. `access_key` and `secret_key` are None where the machine's own role
+    counts; `cipher` is the passphrase of everything in it.
+    """
+
+    bucket: str
+    prefix: str
+    region: str
+    endpoint: str
+    path_style: bool
+    ca_file: str | None
+    access_key: str | None = field(repr=False)
+    secret_key: str | None = field(repr=False)
+    cipher: str = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """Where it is, for messages and for the record: no secret."""
+        return f"{self.bucket}{self.prefix}"
+
+
+def options(config: Path | None = None, includes: Path | None = None) -> Mapping[str, str]:
+    """Everything that pgBackRest is told for all of its commands; secrets among it."""
+    config = config or Path(os.environ.get("PGBACKREST_CONFIG", CONFIG))
+    includes = includes or Path(os.environ.get("PGBACKREST_CONFIG_INCLUDE_PATH", INCLUDES))
+    found = configparser.ConfigParser(interpolation=None, delimiters=("=",), strict=False)
+    found.read([config, *sorted(includes.glob("*.conf"))], encoding="utf-8")
+    return dict(found["global"]) if found.has_section("global") else {}
+
+
+def read(config: Path | None = None, includes: Path | None = None) -> Repository:
+    """The repository of pgBackRest's files. Raises MissingError for what they lack."""
+    config = config or Path(os.environ.get("PGBACKREST_CONFIG", CONFIG))
+    told = options(config, includes)
+
+    def need(key: str) -> str:
+        if not told.get(key):
+            raise MissingError(f"{config} says nothing of {key}: run `elsapg up` to write it anew")
+        return told[key]
+
+    host, port = need("repo1-s3-endpoint"), told.get("repo1-storage-port")
+    if port and ":" not in host:
+        host = f"{host}:{port}"
+    return Repository(
+        bucket=need("repo1-s3-bucket"),
+        prefix=need("repo1-path"),
+        region=need("repo1-s3-region"),
+        endpoint=f"https://{host}",
+        path_style=told.get("repo1-s3-uri-style", "host") == "path",
+        ca_file=told.get("repo1-storage-ca-file"),
+        access_key=told.get("repo1-s3-key"),
+        secret_key=told.get("repo1-s3-key-secret"),
+        cipher=need("repo1-cipher-pass"),
+    )

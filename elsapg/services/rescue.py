@@ -1,0 +1,232 @@
+"""A stack that comes out of a repository: its own after everything else is lost (`up
+--from-backup`), or another stack's (`clone`).
+
+`up` runs with the order to recover, and once more without it, so that nothing of it stays in the
+stack. A note beside the stack's workspace says that it is under way, until it has ended: the same
+command goes on with it, and a plain `up` does not make an empty database meanwhile.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from elsapg.definition import topology as t
+from elsapg.definition.secrets import Recovery, Source
+from elsapg.errors import NotDeployedError, UnhealthyError, UsageError
+from elsapg.runner import target as targets
+from elsapg.services import workspace
+from elsapg.services.deployment import Deployment
+from elsapg.services.lifecycle import Lifecycle, our_program
+from elsapg.services.places import Places, write_private
+from elsapg.services.restore import catch_up
+from elsapg.settings import Settings
+from elsapg.targets.docker.daemon import physical_name
+
+Say = Callable[[str], None]
+SECRETS = ("s3_access_key", "s3_secret_key", "repository_cipher")
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a stack is to be recovered to; `source`: the stack whose backups it comes from."""
+
+    to: str = targets.LATEST
+    timeline: int | None = None
+    backup: str | None = None
+    source: str | None = None
+
+
+# -- what is kept outside ----------------------------------------------------------------------
+
+
+def escrow(deployment: Deployment) -> str:
+    """What must be kept outside, as JSON: with it and S3 the stack comes back. All of it secret."""
+    deployment.refuse_pods("`elsapg keys repository`")
+    found = deployment.outputs
+    if "repository" not in found:
+        raise NotDeployedError(
+            f"stack {deployment.stack!r} was deployed before it told its keys: "
+            f"`elsapg up --stack {deployment.stack}` first"
+        )
+    archive = deployment.settings.archive
+    return json.dumps(
+        {
+            "stack": deployment.stack,
+            "bucket": archive.bucket,
+            "prefix": archive.prefix,
+            **{name: found["repository"][name] for name in SECRETS},
+            "encryption_keys": dict(found["encryption_keys"]["keys"]),
+        },
+        indent=2,
+    )
+
+
+def read_escrow(file: str, stack: str) -> dict[str, Any]:
+    """What `elsapg keys repository` printed, from a file or "-". Raises UsageError."""
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+        found = json.loads(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--keys {file}: {error}") from None
+    except ValueError:
+        found = None
+    whole = isinstance(found, dict) and all(
+        isinstance(found.get(name), str) and found[name] for name in SECRETS
+    )
+    if not whole:
+        raise UsageError(
+            f"--keys {file}: not what `elsapg keys repository` printed: JSON with "
+            f"{', '.join(SECRETS)}"
+        )
+    if found.get("stack") not in (None, stack):
+        raise UsageError(
+            f"--keys {file}: these are the keys of stack {found['stack']!r}, not of {stack!r}"
+        )
+    return dict(found)
+
+
+# -- the note ------------------------------------------------------------------------------------
+
+
+def pending(root: Path, stack: str) -> Order | None:
+    """The recovery that was begun and has not ended."""
+    try:
+        return Order(**json.loads(Places(root).recovery(stack).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+
+
+def of_file(root: Path, stack: str, settings: Settings) -> Order | None:
+    """What the stack's file wants, of a stack that is not there yet."""
+    recovery = settings.recovery
+    if recovery is None or _known(root, stack):
+        return None
+    return Order(to=recovery.to, timeline=recovery.timeline, source=recovery.source)
+
+
+# -- doing ---------------------------------------------------------------------------------------
+
+
+def recover(
+    lifecycle: Lifecycle, order: Order, keys: Mapping[str, Any] | None, *, yes: bool, say: Say
+) -> dict[str, Any]:
+    """Bring the stack up with the data of a repository. Returns where it came to.
+
+    Raises UsageError if it has data, or nothing opens the repository.
+    """
+    root, stack = lifecycle.root, lifecycle.stack
+    begun = pending(root, stack)
+    known = _known(root, stack)
+    if begun is None:
+        _refuse_data(root, stack)
+    if begun is not None and begun != order:
+        raise UsageError(
+            f"stack {stack!r} is on its way to {begun.to}: run that again to its end, or "
+            f"`elsapg destroy --stack {stack}` what there is of it"
+        )
+    if not known and keys is None and order.source is None:
+        raise UsageError(
+            f"nothing here knows the keys of stack {stack!r}: add --keys FILE with what `elsapg "
+            "keys repository` printed when all was well"
+        )
+    source = _source(root, order.source, say) if order.source else None
+    recovery = Recovery(order.to, order.timeline, order.backup, source)
+    if source is not None and keys is None:
+        keys = {"encryption_keys": _ring(root, str(order.source))}
+    elif keys is not None:
+        # They win over those that an attempt with the wrong ones has left in the state.
+        lifecycle.unprotect()
+    write_private(Places(root).recovery(stack), json.dumps(asdict(order)))
+    lifecycle.program = functools.partial(_program, recovery=recovery, keys=keys)
+    lifecycle.up(yes=yes)
+    # The order, and whatever opens another stack's repository, goes out of it again.
+    lifecycle.program = our_program
+    lifecycle.up(yes=True)
+    deployment = Deployment(root, stack)
+    found = _recovered(deployment)
+    catch_up(deployment, deployment.primary())
+    Places(root).recovery(stack).unlink(missing_ok=True)
+    return found
+
+
+def _program(
+    stack: str,
+    settings: Settings,
+    root: Path,
+    *,
+    recovery: Recovery,
+    keys: Mapping[str, Any] | None,
+) -> None:
+    from elsapg.program import Escrow, Rescue, program  # noqa: PLC0415
+
+    kept = Escrow(**{k: v for k, v in keys.items() if k in _ESCROWED}) if keys else None
+    program(stack, settings, root, Rescue(recovery, kept))
+
+
+_ESCROWED = (*SECRETS, "encryption_keys")
+
+
+def _known(root: Path, stack: str) -> bool:
+    """Whether a state has this stack's secrets."""
+    try:
+        return bool(workspace.outputs(stack, root))
+    except NotDeployedError:
+        return False
+
+
+def _refuse_data(root: Path, stack: str) -> None:
+    deployment = Deployment(root, stack)
+    deployment.refuse_pods("--from-backup")
+    for node, state in deployment.hosts.states().items():
+        if node in deployment.nodes and state.state == "running":
+            raise UsageError(
+                f"{node} of stack {stack!r} runs: to go back in place use `elsapg restore`; "
+                "--from-backup is for a stack whose data is lost"
+            )
+
+
+def _source(root: Path, stack: str, say: Say) -> Source:
+    """How a clone reads another stack's repository. Raises NotDeployedError, UsageError."""
+    deployment = Deployment(root, stack)
+    found, archive = deployment.outputs, deployment.settings.archive
+    if "repository" not in found:
+        raise NotDeployedError(
+            f"stack {stack!r} was deployed before it could be cloned: "
+            f"`elsapg up --stack {stack}` first"
+        )
+    say(f"reading the backups of stack {stack!r}")
+    keys = found["repository"]
+    return Source(
+        host=physical_name(stack, t.S3_HOST),
+        port=t.S3_PORT,
+        uri_style="path",
+        bucket=archive.bucket,
+        region=archive.region,
+        prefix=archive.prefix,
+        access_key=keys["s3_access_key"],
+        secret_key=keys["s3_secret_key"],
+        cipher=keys["repository_cipher"],
+        ca=found["ca"],
+    )
+
+
+def _ring(root: Path, stack: str) -> dict[str, str]:
+    """The source's keys of encrypted JSON: without them the clone's rows could not be read."""
+    return dict(Deployment(root, stack).outputs["encryption_keys"]["keys"])
+
+
+def _recovered(deployment: Deployment) -> dict[str, Any]:
+    """Where the first node came out, as it noted."""
+    for node in deployment.nodes:
+        done = deployment.hosts.run(
+            node, "sh", "-c", "cat /var/lib/postgresql/elsapg-recovered.json 2>/dev/null || true"
+        )
+        if done.output.strip():
+            return dict(json.loads(done.output))
+    raise UnhealthyError(f"stack {deployment.stack!r} runs, but no node of it came out of a backup")

@@ -1,0 +1,30 @@
+"""One stack for all recovery tests, with data of months and tenants in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from elsapg.services.deployment import Deployment
+from tests.chaos.writes import Access, access
+from tests.restore.data import fill
+from tests.stacks import ROOT, running_stack
+
+
+@pytest.fixture(scope="session")
+def deployment() -> Iterator[Deployment]:
+    with running_stack("recovery", {"docker": {"pool_port": 26532}}, ROOT) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def filled(deployment: Deployment) -> Deployment:
+    fill(deployment)
+    return deployment
+
+
+@pytest.fixture(scope="session")
+def doors(deployment: Deployment) -> Iterator[Access]:
+    with access(deployment) as found:
+        yield found

@@ -1,0 +1,132 @@
+"""The page for 3 a.m. is followed word by word: a look at the past, and last the machine gone with
+everything but S3. (Accidents and interruptions: test_restore.py.)
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import docker
+import pytest
+
+from elsapg import stackfile
+from elsapg.services import rescue
+from elsapg.services.deployment import Deployment
+from elsapg.services.places import Places
+from elsapg.targets.docker import daemon as d
+from tests.restore.commands import iso
+from tests.restore.data import DATABASE, archived, clock, sums
+from tests.restore.page import commands, follow
+from tests.stacks import elsapg
+
+pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(2400)]
+
+CLONE = "test-look"
+
+
+def _objects(deployment: Deployment) -> str:
+    """Every object of the source's bucket but what its own server archives meanwhile."""
+    script = (
+        "cd /var/lib/s3/elsa-backups && find . -type f -not -path './wal/archive/*' "
+        "-exec sha256sum {} + | sort -k 2"
+    )
+    done = deployment.hosts.run("s3", "sh", "-c", script)
+    assert done.code == 0, done.output
+    return done.output
+
+
+def test_a_look_at_the_past(filled: Deployment) -> None:
+    """The clone has the same rows, nothing else in common, and the source's bucket is untouched."""
+    deployment, before = filled, sums(filled)
+    values = {"ELSAPG_STACK": deployment.stack, "WHEN": iso(clock(deployment))}
+    time.sleep(0.1)  # what is a moment later must not be there: time is what this is about
+    deployment.query(
+        deployment.primary(),
+        "UPDATE elsa_workflows.bookmarks SET bookmark_hash = md5(bookmark_hash)",
+        DATABASE,
+    )
+    assert sums(deployment) != before
+    archived(deployment)
+    objects = _objects(deployment)
+    lines = [f"WHEN={values['WHEN']}", *commands("Look at the past")]
+    path = stackfile.stack_file(deployment.root, CLONE)
+    try:
+        follow([*commands(""), *lines], values, {"look": CLONE})
+        clone = Deployment(deployment.root, CLONE)
+        assert sums(clone) == before
+        assert clone.settings.archive.prefix != deployment.settings.archive.prefix
+        for role, password in clone.outputs["passwords"].items():
+            assert password != deployment.outputs["passwords"][role]
+        assert clone.outputs["ca"] != deployment.outputs["ca"]
+        own, theirs = clone.outputs["repository"], deployment.outputs["repository"]
+        assert not set(own.values()) & set(theirs.values())
+        for node in clone.nodes:
+            # Of the source nothing is left, and no job starts.
+            listed = clone.hosts.run(node, "ls", "/etc/elsapg").output
+            assert "source" not in listed
+            assert clone.query(node, "SHOW cron.launch_active_jobs") == [["off"]]
+        source = deployment.hosts.physical("s3")
+        with d.daemon() as client:
+            networks = client.containers.get(source).attrs["NetworkSettings"]["Networks"]
+        assert len(networks) == 1, "the source's S3 is still in the clone's network"
+        clone.query(clone.primary(), "SELECT pg_switch_wal()")
+        assert _objects(deployment) == objects
+    finally:
+        done = elsapg(deployment.root, "destroy", "--stack", CLONE, "--purge", "--confirm", CLONE)
+        assert done.returncode == 0, done.stdout
+        path.unlink(missing_ok=True)
+
+
+def test_the_machine_is_gone(filled: Deployment, tmp_path: Path) -> None:
+    """Every container, every volume but S3's, and the state: what is left is S3 and the keys."""
+    deployment = filled
+    before, stack = sums(deployment), deployment.stack
+    keys = tmp_path / "keys.json"
+    keys.write_text(rescue.escrow(deployment), encoding="utf-8")
+    archived(deployment)
+    _lose(stack, Places(deployment.root))
+    deployment.__dict__.pop("outputs", None)
+
+    refused = elsapg(deployment.root, "up", "--stack", stack, "--from-backup", "--yes")
+    assert refused.returncode == 2
+    assert "--keys FILE" in refused.stdout
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text(
+        json.dumps({**json.loads(keys.read_text()), "repository_cipher": "not-the-key"})
+    )
+    refused = elsapg(
+        deployment.root, *("up", "--stack", stack, "--from-backup", "--yes", "--keys", str(wrong))
+    )
+    assert refused.returncode == 6
+    assert "does not open it" in refused.stdout
+    assert not any(n in deployment.hosts.states() for n in deployment.nodes), "a node was made"
+    # And no empty database is made beside the archive meanwhile.
+    refused = elsapg(deployment.root, "up", "--stack", stack, "--yes")
+    assert refused.returncode == 2
+    assert "--from-backup" in refused.stdout
+
+    # The right keys win over what the attempt with the wrong ones has left.
+    values = {"ELSAPG_STACK": stack, "KEYS": str(keys)}
+    told = follow([*commands(""), *commands("The machine is gone")], values)
+    assert "is back, from backup" in told
+    assert sums(deployment) == before
+
+
+def _lose(stack: str, places: Places) -> None:
+    label = {"label": f"{d.STACK_LABEL}={stack}"}
+    client = docker.from_env(timeout=120)
+    for container in client.containers.list(all=True, filters=label):
+        container.remove(force=True)
+    for volume in client.volumes.list(filters=label):
+        if volume.name != d.physical_name(stack, "s3"):
+            volume.remove()
+    for network in client.networks.list(filters=label):
+        network.remove()
+    client.close()
+    shutil.rmtree(places.workspace(stack), ignore_errors=True)
+    stacks = places.state / ".pulumi" / "stacks" / "elsapg"
+    for file in stacks.glob(f"{stack}.json*"):
+        file.unlink()
