@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ import yaml
 
 from elsapg import stackfile
 from elsapg.services.deployment import Deployment
+from elsapg.services.ports import free_in_a_row
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST_PORT = 7432
@@ -100,20 +100,5 @@ def _port_of(path: Path) -> int | None:
 
 def free_ports(count: int, first: int = FIRST_PORT) -> int:
     """The first of `count` ports in a row on which nothing listens."""
-    start = first
-    while start + count < 32768:
-        taken = [port for port in range(start, start + count) if not _is_free(port)]
-        if not taken:
-            return start
-        start = taken[-1] + 1
-    raise AssertionError(f"no {count} free ports in a row between {first} and 32768")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
+    # Below those that the system gives out by itself.
+    return free_in_a_row(count, first, below=32768)

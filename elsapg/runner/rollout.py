@@ -36,10 +36,11 @@ def wait(patience: float = PATIENCE_S) -> None:
 
     def over() -> bool:
         seen.update(_stateful_set(name))
-        if not is_over(seen) and not said:
+        done = is_over(seen)
+        if not done and not said:
             said.append(state())
             print(said[0], flush=True)
-        return is_over(seen)
+        return done
 
     def state() -> str:
         status = seen.get("status", {})

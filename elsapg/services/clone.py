@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from elsapg.errors import UsageError
 from elsapg.runner.target import Target
 from elsapg.services.deployment import Deployment
 from elsapg.services.places import write_private
+from elsapg.services.ports import free_in_a_row
 from elsapg.services.restore import Request, Restore
 
 _HEADER = """\
@@ -58,7 +58,7 @@ def _document(source: Deployment, name: str, target: Target, timeline: int) -> d
         "timeline": timeline,
     }
     docker = {**config.get("elsapg:docker", {})}
-    first = _free_ports(source.settings.docker.pool_port + _PORTS)
+    first = free_in_a_row(_PORTS, source.settings.docker.pool_port + _PORTS)
     docker["pool_port"] = first
     if source.settings.docker.direct_port is not None:
         docker["direct_port"] = first + _PORTS - 2
@@ -72,23 +72,3 @@ def _own_archive(archive: Mapping[str, Any], name: str) -> dict[str, Any]:
     if archive.get("second"):
         own["second"] = {**archive["second"], "prefix": f"/{name}"}
     return own
-
-
-def _free_ports(first: int) -> int:
-    start = first
-    while start + _PORTS < 65536:
-        taken = [port for port in range(start, start + _PORTS) if not _is_free(port)]
-        if not taken:
-            return start
-        start = taken[-1] + 1
-    raise UsageError(f"no {_PORTS} free ports in a row from {first} on; free some and run again")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True

@@ -13,7 +13,6 @@ import platform
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,7 +22,7 @@ from pathlib import Path
 
 from elsapg import process, stackfile
 from elsapg.errors import ElsapgError, MissingError
-from elsapg.services import workspace
+from elsapg.services import ports, workspace
 from elsapg.services.check import Check
 from elsapg.services.places import Places, write_private
 from elsapg.settings import Settings
@@ -242,11 +241,11 @@ def _memory() -> Check:
 
 def _ports(stack: str, settings: Settings) -> list[Check]:
     docker = settings.docker
-    ports = {docker.pool_port + i: "pool_port" for i in range(settings.pooler.instances)}
+    wanted = {docker.pool_port + i: "pool_port" for i in range(settings.pooler.instances)}
     if docker.direct_port is not None:
-        ports |= {docker.direct_port: "direct_port", docker.direct_port + 1: "direct_port"}
+        wanted |= {docker.direct_port: "direct_port", docker.direct_port + 1: "direct_port"}
     checks = []
-    for port, key in sorted(ports.items()):
+    for port, key in sorted(wanted.items()):
         holder = _holder(docker.bind_address, port, stack)
         checks.append(
             Check(
@@ -260,14 +259,9 @@ def _ports(stack: str, settings: Settings) -> list[Check]:
 
 
 def _holder(address: str, port: int, stack: str) -> str:
-    with socket.socket() as probe:
-        # As Docker's proxy does; without it a port just closed would look taken.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, port))
-            return "free"
-        except OSError as error:
-            trouble = error.strerror or "not usable"
+    trouble = ports.trouble(port, address)
+    if trouble is None:
+        return "free"
     with contextlib.suppress(ElsapgError):
         command = ["docker", "ps", "--filter", f"publish={port}", "--format", "{{.Names}}"]
         ours = ["--filter", f"label={STACK_LABEL}={stack}"]

@@ -114,16 +114,21 @@ class Stack:
         job = self.bootstrap_job()
         deadline = time.monotonic() + timeout
         while True:
-            status = json.loads(self.kubectl("get", "job", job, "-o", "json")).get("status", {})
-            ends = {c["type"] for c in status.get("conditions", []) if c["status"] == "True"}
+            ends = self.job_ends(job)
             if "Complete" in ends:
                 return
             if "Failed" in ends or time.monotonic() > deadline:
                 logs = self.kubectl(
                     "logs", f"job/{job}", "--all-containers", "--tail=30", check=False
                 )
-                raise AssertionError(f"{job}: {status}\n{logs}")
+                state = self.kubectl("get", "job", job, "-o", "jsonpath={.status}")
+                raise AssertionError(f"{job}: {state}\n{logs}")
             time.sleep(0.5)
+
+    def job_ends(self, job: str) -> set[str]:
+        """How a Job has ended: Complete or Failed among them; empty while it runs."""
+        status = json.loads(self.kubectl("get", "job", job, "-o", "json")).get("status", {})
+        return {c["type"] for c in status.get("conditions", []) if c["status"] == "True"}
 
     def bootstrap_job(self) -> str:
         """The Job's name in the manifests: it bears a hash of what it does."""

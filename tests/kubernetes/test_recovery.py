@@ -40,15 +40,14 @@ def test_the_repository_is_checked_by_its_cronjob(stack: Stack, faults: Kubernet
     """What the schedule starts, started now; the record tells of it."""
     stack.kubectl("create", "job", "--from=cronjob/check", "check-by-hand")
     try:
-
-        def ended() -> set[str]:
-            job = json.loads(stack.kubectl("get", "job", "check-by-hand", "-o", "json"))
-            conditions = job["status"].get("conditions", [])
-            return {c["type"] for c in conditions if c["status"] == "True"}
-
-        wait_for(lambda: ended() & {"Complete", "Failed"}, "the check ends", 180, 1)
+        wait_for(
+            lambda: stack.job_ends("check-by-hand") & {"Complete", "Failed"},
+            "the check ends",
+            180,
+            1,
+        )
         logs = stack.kubectl("logs", "job/check-by-hand", check=False)
-        assert "Complete" in ended(), logs
+        assert "Complete" in stack.job_ends("check-by-hand"), logs
     finally:
         stack.kubectl("delete", "job", "check-by-hand")
     state = json.loads(stack.run("status", "--json"))
