@@ -77,15 +77,7 @@ def _sentence(found: Verification) -> str:
 def _show(found: Verification, folder: Path, console: Console) -> None:
     for group in found.groups:
         console.print(_line(group, console.width))
-    for checks in _alike(found.failures):
-        first = checks[0]
-        subjects = [check.subject for check in checks if check.subject]
-        more = f" and {len(subjects) - NAMED} more" if len(subjects) > NAMED else ""
-        where = f" ({', '.join(subjects[:NAMED])}{more})" if subjects else ""
-        console.print(Text(f"\n{first.group}: {first.claim}{where}", style="bold red"))
-        console.print(Text(f"  found {first.found}; do: {first.todo}"))
-        if debugging() and first.trace:
-            console.print(Text(first.trace, style="dim"))
+    show_failures(found, console)
     reasons = sorted({check.found for check in found.unjudged})
     if reasons:
         console.print(Text(f"\nnot made: {len(found.unjudged)} ({'; '.join(reasons)})"))
@@ -96,6 +88,19 @@ def _show(found: Verification, folder: Path, console: Console) -> None:
         console.print(Text(f"\nleft out: {count}, which are for {target} only ({why})"))
     total = f"{len(found.checks)} checks in {found.seconds:.0f} s"
     console.print(Text(f"\n{total}; report: {folder / 'report.html'}"))
+
+
+def show_failures(found: Verification, console: Console) -> None:
+    """What does not hold, check by check, and what to do about it."""
+    for checks in _alike(found.failures):
+        first = checks[0]
+        subjects = [check.subject for check in checks if check.subject]
+        more = f" and {len(subjects) - NAMED} more" if len(subjects) > NAMED else ""
+        where = f" ({', '.join(subjects[:NAMED])}{more})" if subjects else ""
+        console.print(Text(f"\n{first.group}: {first.claim}{where}", style="bold red"))
+        console.print(Text(f"  found {first.found}; do: {first.todo}"))
+        if debugging() and first.trace:
+            console.print(Text(first.trace, style="dim"))
 
 
 def _line(group: Group, width: int) -> Text:

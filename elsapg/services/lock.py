@@ -86,7 +86,34 @@ def clear_stale(state: Path, project: str, stack: str, say: Callable[[str], None
             _stop_orphan(pid, stack)
         path.unlink(missing_ok=True)
         found = True
-    return found
+    return _clear_cut_off(state, project, stack) or found
+
+
+def _clear_cut_off(state: Path, project: str, stack: str) -> bool:
+    """Remove what an engine killed in the middle of a write left; True if there was any.
+
+    The file backend writes `X.<nanoseconds>.tmp` beside X and renames it, and `X.attrs` in place.
+    It takes the first, among locks, for a lock, and fails on either if it is not whole.
+    """
+    locks = state / ".pulumi" / "locks" / "organization" / project / stack
+    states = state / ".pulumi" / "stacks" / project
+    halves = [*locks.glob("*.tmp"), *states.glob(f"{stack}.json*.tmp")]
+    halves += [
+        path
+        for path in (*locks.glob("*.attrs"), *states.glob(f"{stack}.json*.attrs"))
+        if not _is_json(path)
+    ]
+    for path in halves:
+        path.unlink(missing_ok=True)
+    return bool(halves)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _command_of(pid: int) -> list[str] | None:

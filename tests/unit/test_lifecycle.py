@@ -88,6 +88,24 @@ def test_a_lock_cut_short_goes(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+def test_a_write_cut_off_goes_and_what_is_whole_stays(tmp_path: Path) -> None:
+    locks = pulumi_lock(tmp_path, 1).parent
+    states = tmp_path / ".pulumi/stacks/elsapg"
+    states.mkdir(parents=True)
+    whole = [states / "local.json", states / "local.json.bak.attrs", states / "locals.json.1.tmp"]
+    halves = [locks / "a.json.17.tmp", states / "local.json.18.tmp", states / "local.json.attrs"]
+    for path in whole:
+        path.write_text("{}")
+    for path in halves:
+        path.touch()
+    lock.clear_stale(tmp_path, "elsapg", "local", said()[1])
+    assert [path.exists() for path in halves] == [False] * 3
+    assert [path.exists() for path in whole] == [True] * 3
+    assert not list(locks.iterdir())
+    halves[0].touch()
+    assert lock.clear_stale(tmp_path, "elsapg", "local", said()[1])
+
+
 def test_a_lock_from_another_host_stays(tmp_path: Path) -> None:
     path = pulumi_lock(tmp_path, 1, "elsewhere")
     with pytest.raises(LockedError, match="on host elsewhere"):
