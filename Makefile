@@ -6,6 +6,8 @@ MAKEFLAGS += --no-print-directory
 
 STACK ?= local
 PYTEST ?=
+# So many stacks are tested at the same time, one for each worker.
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 # Changes when an install is due; a second `make` costs nothing.
@@ -46,9 +48,8 @@ destroy: $(READY) ## Remove a stack, keeping its data (STACK=local)
 
 .PHONY: test
 test: setup ## Run every test but those on a real Kubernetes (test-kubernetes)
-	@$(BIN)/python -m pytest tests/unit $(PYTEST)
-	@$(BIN)/python -m pytest tests --ignore=tests/unit --ignore=tests/infra \
-	  --ignore=tests/kubernetes $(PYTEST)
+	@$(BIN)/python -m pytest -p tests.spread -n $(WORKERS) --durations 30 --durations-min 10 \
+	  tests/chaos tests/restore tests/recovery tests/integration tests/sql tests/unit $(PYTEST)
 
 .PHONY: test-kubernetes
 test-kubernetes: setup ## Run the tests of the kubernetes target on a cluster made here (builds one)

@@ -9,6 +9,8 @@ the stacks that were made, so that the next run finds them up and is quick.
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import functools
 import os
 import subprocess
 import sys
@@ -20,11 +22,16 @@ import yaml
 
 from elsapg import stackfile
 from elsapg.services.deployment import Deployment
+from elsapg.services.places import Places
 from elsapg.services.ports import free_in_a_row
+from elsapg.targets.docker import daemon as d
+from elsapg.targets.docker.place import CONTEXTS
+from elsapg.targets.docker.resources import context_digest, ensure_image
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST_PORT = 7432
 PORTS = 8  # as many PgBouncers as a stack may have
+APART = 100
 SMALL: Mapping[str, Mapping[str, Any]] = {"postgres": {"memory_mb": 768}}
 
 
@@ -45,6 +52,24 @@ def elsapg(root: Path, *words: str, timeout: float = 900) -> subprocess.Complete
     )
 
 
+@functools.cache
+def images() -> Mapping[str, str]:
+    """The id of each of the product's images, as this tree makes them; built once for all workers.
+
+    `up` would build them too, but two at the same time would do all of it twice.
+    """
+    lock = Places(ROOT).private / "locks" / "test-images"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as held, d.daemon(timeout=3600) as client:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        return {
+            name: ensure_image(
+                client, name, context_digest(("images/Dockerfile", *extra)), d.BASE_IMAGE, ""
+            ).id
+            for name, extra in CONTEXTS.items()
+        }
+
+
 @contextlib.contextmanager
 def running_stack(
     name: str, settings: Mapping[str, Any], root: Path = ROOT
@@ -62,6 +87,7 @@ def running_stack(
     path = stackfile.stack_file(root, stack)
     path.write_text(yaml.safe_dump({"config": _config(path, settings)}), encoding="utf-8")
     finished = False
+    images()
     try:
         done = elsapg(root, "up", "--stack", stack, "--yes")
         assert done.returncode == 0, f"elsapg up --stack {stack} failed:\n{done.stdout}"
@@ -100,5 +126,7 @@ def _port_of(path: Path) -> int | None:
 
 def free_ports(count: int, first: int = FIRST_PORT) -> int:
     """The first of `count` ports in a row on which nothing listens."""
+    # Another worker may look at the same time (pytest-xdist names them gw0, gw1).
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     # Below those that the system gives out by itself.
-    return free_in_a_row(count, first, below=32768)
+    return free_in_a_row(count, first + worker * APART, below=32768)

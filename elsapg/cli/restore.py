@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from elsapg.services.deployment import Deployment
     from elsapg.services.restore import Finish, Prepared, Restored
 
+SETTLES_WITHIN_S = 60
+
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands to `app`."""
@@ -154,7 +156,7 @@ def _verify(where: Deployment, say: Callable[[str], None]) -> str:
     from elsapg.services import verify  # noqa: PLC0415
 
     say("verifying")
-    found = verify.verify(where, [], debug=debugging())
+    found = verify.settled(where, SETTLES_WITHIN_S, debug=debugging())
     verify.write_report(found, None, where.root)
     if found.green:
         return ""

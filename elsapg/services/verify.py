@@ -245,6 +245,25 @@ def verify(
     return Verification(deployment.stack, started, seconds, _once(checks), tuple(broken), left_out)
 
 
+def settled(deployment: Deployment, patience_s: float, *, debug: bool = False) -> Verification:
+    """Verify a stack that was just rebuilt: what is red is asked again until it holds, for so long.
+
+    Raises what `verify` does.
+    """
+    found = verify(deployment, debug=debug)
+    deadline = time.monotonic() + patience_s
+    while found.failures and not found.broken and time.monotonic() < deadline:
+        again = verify(deployment, [check.label for check in found.failures], debug=debug)
+        newer = {(check.group, check.label): check for check in again.checks}
+        found = replace(
+            found,
+            checks=tuple(newer.get((c.group, c.label), c) for c in found.checks),
+            broken=again.broken,
+            seconds=found.seconds + again.seconds,
+        )
+    return found
+
+
 def _left_out(records: Iterable[Mapping[str, Any]]) -> tuple[LeftOut, ...]:
     found = Counter(
         LeftOut(r["group"], r["name"], r["target"], r["reason"])

@@ -14,13 +14,13 @@ from tests.chaos.writes import Access, Report, access
 from tests.stacks import ROOT, running_stack
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def deployment() -> Iterator[Deployment]:
     with running_stack("chaos", {}, ROOT) as running:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def doors(deployment: Deployment) -> Iterator[Access]:
     with access(deployment) as found:
         yield found

@@ -18,7 +18,7 @@ from tests.kubernetes.stack import Stack, running_stack
 from tests.stacks import ROOT
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster() -> Iterator[Cluster]:
     # Whoever has a kubectl keeps it; the one that was built with the cluster comes last.
     os.environ["PATH"] += os.pathsep + str(binaries.folder(ROOT) / "bin")
@@ -26,13 +26,13 @@ def cluster() -> Iterator[Cluster]:
         yield found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def stack(cluster: Cluster) -> Iterator[Stack]:
     with running_stack(cluster, ROOT) as running:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def doors(stack: Stack) -> Iterator[Access]:
     with stack.doors() as found:
         yield found

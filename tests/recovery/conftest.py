@@ -10,7 +10,7 @@ from tests.recovery.archive_stack import FILL, FILL_RUNTIME, ArchiveStack
 from tests.stacks import running_stack
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def archived() -> Iterator[ArchiveStack]:
     """A stack with data, which only these tests use."""
     with running_stack("dmp", {"docker": {"pool_port": 27432}}) as deployment:

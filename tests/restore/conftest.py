@@ -12,19 +12,19 @@ from tests.restore.data import fill
 from tests.stacks import ROOT, running_stack
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def deployment() -> Iterator[Deployment]:
     with running_stack("recovery", {"docker": {"pool_port": 26532}}, ROOT) as running:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def filled(deployment: Deployment) -> Deployment:
     fill(deployment)
     return deployment
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def doors(deployment: Deployment) -> Iterator[Access]:
     with access(deployment) as found:
         yield found

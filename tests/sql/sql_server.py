@@ -6,7 +6,6 @@ the tests see what a client sees.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import time
 import uuid
@@ -17,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-import pytest
 
 from elsapg.runner.bootstrap import PASSWORD_ROLES, Result, bootstrap
+from tests.stacks import images
 
 SQL_DIR = Path(__file__).parents[2] / "bootstrap_sql"
 PASSWORDS = {role: f"test-only-{role}" for role in PASSWORD_ROLES}
@@ -51,27 +50,6 @@ def docker(*arguments: str, check: bool = True) -> str:
     if check and done.returncode != 0:
         raise RuntimeError(f"docker {arguments[0]}: {done.stderr.strip()}")
     return done.stdout.strip()
-
-
-def find_image() -> str:
-    """ELSAPG_POSTGRES_IMAGE, or the newest elsapg/postgres; skips where there is neither."""
-    try:
-        docker("version", "--format", "{{.Server.Version}}")
-    except (OSError, RuntimeError) as error:
-        pytest.skip(f"needs a Docker daemon: {error}")
-    named = os.environ.get("ELSAPG_POSTGRES_IMAGE")
-    if named:
-        return named
-    # `docker images` lists the newest first.
-    images = docker(
-        "images", "--filter", "reference=elsapg/postgres", "--format", "{{.Repository}}:{{.Tag}}"
-    ).splitlines()
-    tagged = [image for image in images if not image.endswith(":<none>")]
-    if not tagged:
-        pytest.skip(
-            "needs the image elsapg/postgres; build the images or set ELSAPG_POSTGRES_IMAGE"
-        )
-    return tagged[0]
 
 
 @dataclass(frozen=True)
@@ -125,7 +103,7 @@ def running(start: str = START) -> Iterator[Server]:
         docker(
             "run", "--detach", "--rm", "--name", name, "--label", LABEL, "--user", "postgres",
             "--publish", "127.0.0.1::5432", "--tmpfs", "/tmp:exec,mode=1777",
-            "--entrypoint", "bash", find_image(), "-c", start,
+            "--entrypoint", "bash", images()["postgres"], "-c", start,
         )  # fmt: skip
         yield reach(name)
     finally:

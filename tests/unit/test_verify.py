@@ -20,6 +20,7 @@ from elsapg import stackfile
 from elsapg.cli import main
 from elsapg.errors import NotDeployedError, UsageError
 from elsapg.services import verify as service
+from elsapg.services.deployment import Deployment
 from elsapg.services.verify import Check, Redactor, Verification
 from elsapg.targets.hosts import Completed, UnitState
 from tests.unit import kubernetes_stacks
@@ -157,6 +158,26 @@ def test_a_failing_tear_down_counts() -> None:
     held, failed = check(), check(outcome="failed", found="left something")
     (one,) = service._once([held, failed])
     assert one.outcome == "failed"
+
+
+@pytest.mark.parametrize(("heals", "green"), [(True, True), (False, False)])
+def test_what_settles_is_not_red_and_what_does_not_is(
+    heals: bool, green: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def verify(_deployment: object, only: list[str] | None = None, **_options: Any) -> Verification:
+        asked.append(only or [])
+        if not only:
+            return verification(check(), RED)
+        return verification(dataclasses.replace(RED, outcome="passed") if heals else RED)
+
+    monkeypatch.setattr(service, "verify", verify)
+    found = service.settled(Deployment(ROOT, "local"), 0.05)
+    assert found.green == green
+    assert [c.label for c in found.checks] == ["test_it", "test_red[pg-1]"]
+    assert asked[:2] == [[], ["test_red[pg-1]"]]
+    assert not heals or len(asked) == 2
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Fixtures of the integration tests."""
+"""The stack `test-verify`, shared by the modules of this folder."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from elsapg.services.deployment import Deployment
 from tests.stacks import running_stack
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def stack() -> Iterator[Deployment]:
-    """A stack that only these tests use, so that they may break it."""
+    """A stack that only they use, so that they may break it."""
     with running_stack("verify", {}) as deployment:
         yield deployment

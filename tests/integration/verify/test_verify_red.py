@@ -110,7 +110,7 @@ class Stack:
         return found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def broken(stack: Deployment) -> Stack:
     return Stack(stack)
 

@@ -22,8 +22,6 @@ from elsapg.services import connect
 from tests.integration.target_stack import Target
 
 pytestmark = pytest.mark.docker
-pytest_plugins = ("tests.integration.target_fixtures",)
-
 # Run in the runner's container: it reaches every door.
 SERVED = """
 import json, socket, ssl, struct, sys

@@ -9,7 +9,6 @@ from elsapg.targets.docker import daemon as d
 from tests.integration.target_stack import Target, eventually
 
 pytestmark = pytest.mark.docker
-pytest_plugins = ("tests.integration.target_fixtures",)
 
 
 def test_what_runs_is_what_the_definition_says(target: Target) -> None:

@@ -1,8 +1,4 @@
-"""The stack `test-target`, shared by the modules of the docker target's tests.
-
-A plugin, named in each module's `pytest_plugins`, because a session fixture that is imported
-would be set up once per module.
-"""
+"""The stack `test-target`, shared by the modules of this folder."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ from tests.integration.target_stack import Target
 from tests.stacks import running_stack
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def running_target() -> Iterator[Target]:
     """Brought up once; purged at the end, and then nothing of it is left."""
     if os.environ.get("ELSAPG_TEST_STACK"):

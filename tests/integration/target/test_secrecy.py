@@ -12,7 +12,6 @@ from elsapg.services.places import Places
 from tests.integration.target_stack import Target
 
 pytestmark = pytest.mark.docker
-pytest_plugins = ("tests.integration.target_fixtures",)
 
 
 def assert_none_in(secrets: list[str], text: str, where: str) -> None:

@@ -12,7 +12,6 @@ import pytest
 from tests.integration.target_stack import Target, eventually
 
 pytestmark = pytest.mark.docker
-pytest_plugins = ("tests.integration.target_fixtures",)
 
 
 @contextmanager
