@@ -37,6 +37,7 @@ from elsapg.runner.target import Target
 EVERY = (POSTGRES, *DATABASES)
 _CLASS = 0x656C7361
 ARCHIVED_S = 300
+ATTEMPTS = 3
 # So many tenants, those with the most rows, are looked at through row-level security.
 TENANTS = 3
 _MIB = 1024 * 1024
@@ -115,7 +116,7 @@ def _drill(config: Config, made: Drill) -> None:
 
     with timed("source"):
         made.source = _standby(config)
-        made.lsn, there = _source(config, made.source)
+        made.lsn, there = _held_source(config, made.source)
     with timed("archive"):
         _archived(config, made.lsn)
     plan = _plan(config, made.lsn)
@@ -146,6 +147,21 @@ def _standby(config: Config) -> str:
     if not able:
         raise PatroniError("no standby streams: a drill compares with one; nothing was done")
     return min(able, key=lambda m: m.lag or 0).name
+
+
+def _held_source(config: Config, node: str) -> tuple[str, dict[str, dict[str, Content]]]:
+    """`_source`, asked again if the standby was too busy: its replay is never held for long."""
+    told = ""
+    for _ in range(ATTEMPTS):
+        try:
+            return _source(config, node)
+        except psycopg.errors.LockNotAvailable as error:
+            told = str(error).partition("\n")[0]
+            say(f"{node} is too busy: {told}")
+    raise DrillError(
+        f"{node} was too busy {ATTEMPTS} times ({told}), so nothing was compared: make the drill "
+        "at a quieter hour (archive.drill_schedule)"
+    )
 
 
 def _source(config: Config, node: str) -> tuple[str, dict[str, dict[str, Content]]]:
