@@ -368,9 +368,10 @@ class _Session:
                 if count == 1
                 else "killed"
             )
-            output = shown.say if self._owner.debug else None
+            troubles: list[BaseException] = []
+            output = _kept_from(shown.say, troubles) if self._owner.debug else None
             operation(
-                on_event=shown.on_event,
+                on_event=_kept_from(shown.on_event, troubles),
                 on_output=output,
                 on_error=output,
                 suppress_outputs=True,
@@ -378,6 +379,9 @@ class _Session:
                 color="never",
                 **options,
             )
+        # Rich ends the program when nobody reads its output; there was something to finish first.
+        if real := [trouble for trouble in troubles if not isinstance(trouble, SystemExit)]:
+            raise real[0]
         for name, text in record.warnings:
             self._owner._say(f"warning: {name + ': ' if name else ''}{text}")
         for text in record.notes:
@@ -450,6 +454,21 @@ class _Session:
             + "\n".join(lines)
             + "\nrun the same command again to continue; --debug shows everything"
         )
+
+
+def _kept_from(show: Callable[[Any], None], troubles: list[BaseException]) -> Callable[[Any], None]:
+    """`show`, for the threads that read from the engine: what it raises goes into `troubles`.
+
+    There it would end the thread, and an engine whose events nobody takes waits for ever.
+    """
+
+    def call(told: Any) -> None:
+        try:
+            show(told)
+        except (Exception, SystemExit) as error:
+            troubles.append(error)
+
+    return call
 
 
 def _precious(resource: dict[str, Any]) -> bool:

@@ -225,6 +225,18 @@ def _command(pid: int) -> bytes:
         return b"provider_host"
 
 
+def test_a_reader_that_has_gone_stops_nothing(trial: Trial) -> None:
+    """As in `elsapg up | head -1`, or when the log's disk is away: the engine ends its work."""
+    child = trial.start("up", TRIAL_DELAY="0.5")
+    assert child.stdout
+    eventually((trial.box / "volume").exists)
+    child.stdout.close()
+    child.wait(timeout=60)
+    assert set(trial.things) == {"volume", *THINGS}
+    assert "8 unchanged" in trial.run("up-expecting-nothing")
+    eventually(lambda: not trial.processes())
+
+
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_stops_and_the_next_up_continues(trial: Trial, times: int) -> None:
     child = trial.start("up", TRIAL_DELAY="1")
