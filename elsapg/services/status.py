@@ -226,7 +226,9 @@ def _backup(deployment: Deployment, status: Status) -> None:
 def _disk(deployment: Deployment, status: Status, node: str) -> None:
     # Not PGDATA itself: it may have been moved away for a restore.
     done = deployment.hosts.run(node, "df", "-Pk", t.PGDATA.rpartition("/")[0])
-    words = done.output.splitlines()[-1].split() if done.code == 0 else []
+    # A container that is just being stopped may say nothing at all.
+    *_, last = ["", *done.output.splitlines()]
+    words = last.split() if done.code == 0 else []
     if len(words) < 6 or not words[4].removesuffix("%").isdigit():
         status.problems.append(f"{node}: its disk cannot be looked at: {done.output.strip()[:200]}")
         return

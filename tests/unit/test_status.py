@@ -51,6 +51,8 @@ class Healthy:
         if "elsapg.runner.health" in command:
             return Completed(0, json.dumps(self.overview))
         if command[0] == "df":
+            if not self.used:
+                return Completed(0, "")
             return Completed(0, f"Filesystem\n/dev/x 100 41 2048000 {self.used}% /\n")
         return Completed(0, self.journal)
 
@@ -240,3 +242,11 @@ def test_a_restore_that_has_not_ended(deployment: Healthy) -> None:
     (problem,) = status.gather(deployment).problems  # type: ignore[arg-type]
     assert "a restore to latest" in problem
     assert "elsapg restore --stack test" in problem
+
+
+def test_a_node_that_says_nothing_of_its_disk_is_told(deployment: Healthy) -> None:
+    """As one does whose container is being stopped."""
+    deployment.used = ""
+    assert sorted(gather(deployment).problems) == [
+        f"{node}: its disk cannot be looked at: " for node in deployment.nodes
+    ]
