@@ -88,25 +88,30 @@ class Deployment:
 
     def any_node(self) -> str:
         """A PostgreSQL node that runs. Raises NotDeployedError if none does."""
+        return self._running()[0]
+
+    def _running(self) -> list[str]:
         states = self.hosts.states()
-        for node in self.nodes:
-            if node in states and states[node].state == "running":
-                return node
+        found = [n for n in self.nodes if n in states and states[n].state == "running"]
+        if found:
+            return found
         raise NotDeployedError(
             f"no PostgreSQL node of stack {self.stack!r} runs: " + self.hosts.remedy(self.nodes[0])
         )
 
     def patroni(self, path: str, node: str | None = None) -> Any:
-        """The JSON that a member's Patroni answers to GET `path`."""
-        where = node or self.any_node()
-        done = self.hosts.run(where, *_CURL, f"https://{where}:{t.PATRONI_PORT}{path}")
-        try:
-            # What comes after it was said by curl or kubectl, about the way and not the answer.
-            return json.JSONDecoder().raw_decode(done.output)[0]
-        except ValueError:
-            raise UnhealthyError(
-                f"Patroni on {where} does not answer GET {path}: {done.output.strip()[:200]}"
-            ) from None
+        """The JSON that a member's Patroni answers to GET `path`; of any, if no `node` is named."""
+        failures = []
+        # One that has just started, or hangs, must not hide what the others know.
+        for where in [node] if node else self._running():
+            done = self.hosts.run(where, *_CURL, f"https://{where}:{t.PATRONI_PORT}{path}")
+            try:
+                # What comes after it was said by curl or kubectl, about the way and not the answer.
+                return json.JSONDecoder().raw_decode(done.output)[0]
+            except ValueError:
+                told = done.output.strip()[:200]
+                failures.append(f"Patroni on {where} does not answer GET {path}: {told}")
+        raise UnhealthyError("; ".join(failures))
 
     def members(self) -> list[dict[str, Any]]:
         """Patroni's members: name, role, state, timeline, lag (bytes), pending_restart."""

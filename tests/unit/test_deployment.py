@@ -122,6 +122,22 @@ def test_no_node_runs(stack: Deployment, kubectl: FakeKubectl) -> None:
         stack.any_node()
 
 
+def test_one_that_only_starts_does_not_hide_what_the_others_know(
+    stack: Deployment, kubectl: FakeKubectl
+) -> None:
+    refused = "curl: (7) Failed to connect\ncommand terminated with exit code 7\n"
+    kubectl.on("exec pg-1 .*curl", "", refused, code=7)
+    kubectl.on("exec pg-2 .*curl", {"members": [{"role": "leader", "state": "running",
+                                                 "name": "pg-2"}]})  # fmt: skip
+    assert stack.primary() == "pg-2"
+    kubectl.on("exec pg-2 .*curl", "", refused, code=7)
+    with pytest.raises(UnhealthyError, match=r"Patroni on pg-1 .*; Patroni on pg-2 .*\(7\)"):
+        stack.members()
+    with pytest.raises(UnhealthyError) as caught:
+        stack.patroni("/config", "pg-1")
+    assert "pg-2" not in str(caught.value)
+
+
 # -- doors ---------------------------------------------------------------------------------
 
 
