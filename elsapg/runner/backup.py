@@ -39,8 +39,11 @@ def backup(config: Config, kind: Kind) -> str:
     """
     failures = []
     for number in repositories(config):
+        one = Repository(config.stanza, number=number)
         try:
-            Repository(config.stanza, number=number).run(f"--type={kind}", "backup")
+            # Of an S3 that is away a look tells in seconds, a backup after minutes.
+            one.info()
+            one.run(f"--type={kind}", "backup")
         except RepositoryError as error:
             several = config.repositories > 1
             failures.append(f"repository {number}: {error}" if several else str(error))

@@ -83,7 +83,7 @@ def check(config: Config) -> Checked:
             made.add(found, number if config.repositories > 1 else None)
         made.seconds = time.monotonic() - clock
         run.report, run.message = made.as_json(), made.sentence
-        run.report["bucket"] = versions.prune(config)
+        run.report["buckets"] = versions.prune(config)
         if made.failures:
             raise CheckError("; ".join(made.failures[:5]))
     return made

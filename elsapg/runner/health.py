@@ -22,7 +22,7 @@ from croniter import croniter
 from elsapg.errors import ElsapgError
 from elsapg.runner import backup, dumps, jobs, repository
 from elsapg.runner.config import Config
-from elsapg.runner.pgbackrest import RepositoryError
+from elsapg.runner.pgbackrest import RepositoryError, unreadable
 from elsapg.runner.s3 import Bucket, S3Error
 from elsapg.runner.sealed import SealError
 
@@ -58,7 +58,11 @@ def overview(config: Config) -> dict[str, Any]:
         info = backup.info(config)
         starts = [float(b["timestamp"]["start"]) for b in info.get("backup", [])]
         since = min(starts, default=None)
+        troubles = unreadable(info)
         for number in backup.repositories(config):
+            if number in troubles:
+                problem("backup", f"repository {number}: {troubles[number]}")
+                continue
             for text in _backups(config, info, number, since, now):
                 problem("backup", text)
     except RepositoryError as error:

@@ -9,7 +9,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,8 @@ STANZA = "elsa"
 SETTLES_S = 5.0
 _T = TypeVar("_T")
 LOOK_TIMEOUT_S = 5
+# How `info` says that a repository is not readable: the wrong key, or S3 does not answer.
+_UNREADABLE = 99
 # A wrong key is found out by what it decrypts: by its padding, or else as a file of nonsense.
 _CRYPTO = (
     *("cipher header invalid", "unable to flush", "[029]", "[031]", "CryptoError", "[095]"),
@@ -90,10 +92,10 @@ class Repository:
         if not found:
             return {}
         stanza = dict(found[0])
-        states = [repository.get("status", {}) for repository in stanza.get("repo", [])]
-        # 99: not readable: the wrong key, or S3 does not answer. It still exits with 0.
-        if states and all(state.get("code") == 99 for state in states):
-            raise RepositoryError(explain(("info",), 99, str(states[0].get("message"))))
+        # It still exits with 0.
+        troubles = unreadable(stanza)
+        if troubles and len(troubles) == len(stanza["repo"]):
+            raise RepositoryError(min(troubles.items())[1])
         return stanza
 
     def archive(self) -> archive.Archive:
@@ -123,6 +125,16 @@ class Repository:
                 if path.endswith(".history")
             }
         return archive.read(info, listing, histories)
+
+
+def unreadable(info: Mapping[str, Any]) -> dict[int, str]:
+    """Why repositories of pgBackRest's account cannot be read, by their numbers."""
+    states = {one.get("key", 1): one.get("status", {}) for one in info.get("repo", [])}
+    return {
+        number: explain(("info",), _UNREADABLE, str(state.get("message")))
+        for number, state in states.items()
+        if state.get("code") == _UNREADABLE
+    }
 
 
 def settle(look: Callable[[], _T], unsure: Callable[[_T], bool]) -> _T:

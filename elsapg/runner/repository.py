@@ -19,7 +19,7 @@ INCLUDES = Path("/etc/elsapg/pgbackrest.d")
 
 @dataclass(frozen=True)
 class Repository:
-    """The first repository. `access_key` and `secret_key` are None where the machine's own role
+    """One repository. `access_key` and `secret_key` are None where the machine's own role
     counts; `cipher` is the passphrase of everything in it.
     """
 
@@ -48,27 +48,35 @@ def options(config: Path | None = None, includes: Path | None = None) -> Mapping
     return dict(found["global"]) if found.has_section("global") else {}
 
 
-def read(config: Path | None = None, includes: Path | None = None) -> Repository:
-    """The repository of pgBackRest's files. Raises MissingError for what they lack."""
+def read(
+    config: Path | None = None, includes: Path | None = None, *, number: int = 1
+) -> Repository:
+    """A repository of pgBackRest's files. Raises MissingError for what they lack."""
     config = config or Path(os.environ.get("PGBACKREST_CONFIG", CONFIG))
     told = options(config, includes)
 
-    def need(key: str) -> str:
-        if not told.get(key):
-            raise MissingError(f"{config} says nothing of {key}: run `elsapg up` to write it anew")
-        return told[key]
+    def said(key: str) -> str | None:
+        return told.get(f"repo{number}-{key}")
 
-    host, port = need("repo1-s3-endpoint"), told.get("repo1-storage-port")
+    def need(key: str) -> str:
+        value = said(key)
+        if not value:
+            raise MissingError(
+                f"{config} says nothing of repo{number}-{key}: run `elsapg up` to write it anew"
+            )
+        return value
+
+    host, port = need("s3-endpoint"), said("storage-port")
     if port and ":" not in host:
         host = f"{host}:{port}"
     return Repository(
-        bucket=need("repo1-s3-bucket"),
-        prefix=need("repo1-path"),
-        region=need("repo1-s3-region"),
+        bucket=need("s3-bucket"),
+        prefix=need("path"),
+        region=need("s3-region"),
         endpoint=f"https://{host}",
-        path_style=told.get("repo1-s3-uri-style", "host") == "path",
-        ca_file=told.get("repo1-storage-ca-file"),
-        access_key=told.get("repo1-s3-key"),
-        secret_key=told.get("repo1-s3-key-secret"),
-        cipher=need("repo1-cipher-pass"),
+        path_style=said("s3-uri-style") == "path",
+        ca_file=said("storage-ca-file"),
+        access_key=said("s3-key"),
+        secret_key=said("s3-key-secret"),
+        cipher=need("cipher-pass"),
     )

@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from elsapg.runner.pgbackrest import SETTLES_S, Repository, RepositoryError, settle
+from elsapg.runner.pgbackrest import (
+    SETTLES_S,
+    Repository,
+    RepositoryError,
+    settle,
+    unreadable,
+)
 
 SHA = "0" * 40
 BACKUP = {
@@ -79,6 +85,8 @@ def test_one_that_is_away_does_not_matter_to_a_restore(tool: Tool) -> None:
     assert segments(Repository()) == {4, 5, 6}
     with pytest.raises(RepositoryError, match="S3 does not answer"):
         Repository(number=1).archive()
+    # It is told, all the same.
+    assert "S3 does not answer" in unreadable(Repository().info())[1]
     tool.away = {1, 2}
     with pytest.raises(RepositoryError, match="S3 does not answer"):
         Repository().archive()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from elsapg import stackfile
 from elsapg.definition.files import render
 from elsapg.errors import MissingError
-from elsapg.runner import repository, throwaway
+from elsapg.runner import repository, throwaway, versions
 from elsapg.runner.s3 import _superseded
 from tests.unit.test_runner_backup import CONFIG
 
@@ -52,6 +54,62 @@ def test_without_keys_the_machines_own_role_counts(tmp_path: Path) -> None:
     assert found.access_key is None
 
 
+def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str = "s3") -> None:
+    """What the container is configured for: two repositories."""
+    second = PLAIN.replace("repo1-", "repo2-").replace("bucket=b", "bucket=c")
+    second = second.replace("endpoint=s3", f"endpoint={endpoint}").partition("\n")[2]
+    secret = SECRET + SECRET.replace("repo1-", "repo2-")
+    conf, includes = written(tmp_path, PLAIN + second, secret)
+    monkeypatch.setenv("PGBACKREST_CONFIG", str(conf))
+    monkeypatch.setenv("PGBACKREST_CONFIG_INCLUDE_PATH", str(includes))
+
+
+def test_each_of_two_has_its_own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two(tmp_path, monkeypatch)
+    assert [repository.read(number=n).name for n in (1, 2)] == ["b/wal", "c/wal"]
+
+
+class Buckets:
+    """Every bucket there is, and what was asked of it."""
+
+    def __init__(self, where: repository.Repository) -> None:
+        self.name = where.bucket
+
+    asked: ClassVar[list[tuple[str, str]]] = []
+
+    def versioning(self) -> str:
+        return "Enabled" if ("on", self.name) in self.asked else "off"
+
+    def keep_versions(self) -> None:
+        self.asked.append(("on", self.name))
+
+    def object_lock(self) -> bool:
+        return False
+
+    def forget(self, prefix: str, _before: datetime.datetime) -> int:
+        self.asked.append((prefix, self.name))
+        return 1
+
+
+@pytest.mark.parametrize(("endpoint", "own"), [("s3", ["b", "c"]), ("elsewhere", ["b"])])
+def test_versions_are_kept_in_each_bucket_that_is_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str, own: list[str]
+) -> None:
+    two(tmp_path, monkeypatch, endpoint)
+    monkeypatch.setattr(versions, "Bucket", Buckets)
+    monkeypatch.setattr(Buckets, "asked", [])
+    config = dataclasses.replace(
+        CONFIG, repositories=2, versions={"own": True, "days": 7}, dump={"prefix": "/daily"}
+    )
+    versions.ensure(config)
+    assert Buckets.asked == [("on", name) for name in own]
+    del Buckets.asked[:]
+    monkeypatch.setattr(Buckets, "versioning", lambda _: "Enabled")
+    told = versions.prune(config)
+    assert [(one["bucket"], one["removed"]) for one in told] == [("b", 2), ("c", 1)]
+    assert sorted(Buckets.asked) == [("daily/", "b"), ("wal/", "b"), ("wal/", "c")]
+
+
 def test_what_lacks_is_named(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="says nothing of repo1-cipher-pass"):
         repository.read(*written(tmp_path, PLAIN, None))
@@ -90,8 +148,11 @@ def test_a_second_repository() -> None:
     text = render("pgbackrest.conf.j2", own, secrets=_Anything(), node=None)
     assert "repo2-storage-port=9000\n" in text
     assert "repo2-storage-ca-file=/etc/elsapg/tls/ca.crt\n" in text
-    assert "repo2" not in render("pgbackrest.conf.j2", stackfile.load({}, "t"),
-                                 secrets=_Anything(), node=None)  # fmt: skip
+    # One that is away must not keep the other from its WAL, nor a backup from ending.
+    assert "[global:archive-push]\nprocess-max=2\n" in text
+    assert "io-timeout=10\n" in text and "[global:backup]\n" in text
+    one = render("pgbackrest.conf.j2", stackfile.load({}, "t"), secrets=_Anything(), node=None)
+    assert not any(word in one for word in ("repo2", "io-timeout=10\n", "[global:backup]"))
     # One access for both, and a passphrase for each; none of it in the plain file.
     secret = render("secrets.conf.j2", own, secrets=_Anything())
     for number in (1, 2):
