@@ -666,6 +666,48 @@ sql_breakage(
 )
 
 
+# -- recovery ----------------------------------------------------------------------------------
+
+sql_breakage(
+    "record_gone",
+    "recovery",
+    red={"recovery: test_the_record_is_kept"},
+    breaks="ALTER TABLE recovery.run RENAME TO gone",
+    mends="ALTER TABLE recovery.gone RENAME TO run",
+)
+
+
+@breakage("recovery", red={"recovery: test_the_record_is_kept"})
+def pgbackrest_does_not_answer(stack: Stack) -> Iterator[None]:
+    node, path = stack.primary, "pgbackrest.conf"
+    own = stack.read(node, path)
+    stack.write(node, {path: own.replace("repo1-type=s3", "repo1-type=tape")})
+    try:
+        yield
+    finally:
+        stack.write(node, {path: own})
+
+
+@breakage("recovery", red={"recovery: test_no_replay_is_held"})
+def replay_held(stack: Stack) -> Iterator[None]:
+    node = stack.standby
+    # Patroni would let it go on at once.
+    stack.patch({"pause": True})
+    stack.sql("SELECT pg_wal_replay_pause()", node=node)
+    try:
+        yield
+        # What the check says to do, word for word.
+        [check] = stack.verify("recovery").failures
+        assert check.found == f"the replay of {node} is paused"
+        statement, _, where = check.todo.partition(" on ")
+        assert where == node
+        stack.sql(statement, node=node)
+        assert stack.verify("recovery").green
+    finally:
+        stack.sql("SELECT pg_wal_replay_resume()", node=node)
+        stack.patch({"pause": None})
+
+
 @breakage("pooler", red={f"pooler: test_nothing_is_paused[{POOLER}]"})
 def pool_paused(stack: Stack) -> Iterator[None]:
     stack.console(POOLER, "PAUSE elsa_runtime")
