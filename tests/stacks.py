@@ -12,12 +12,14 @@ import contextlib
 import fcntl
 import functools
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import docker
 import yaml
 
 from elsapg import stackfile
@@ -102,6 +104,24 @@ def running_stack(
                 raise AssertionError(f"elsapg destroy --stack {stack} failed:\n{done.stdout}")
             else:  # what went wrong first is what matters
                 print(f"elsapg destroy --stack {stack} failed:\n{done.stdout}", file=sys.stderr)
+
+
+def lose(stack: str, places: Places) -> None:
+    """Every container, every volume but S3's, and the state: as if its machine were gone."""
+    label = {"label": f"{d.STACK_LABEL}={stack}"}
+    client = docker.from_env(timeout=120)
+    for container in client.containers.list(all=True, filters=label):
+        container.remove(force=True)
+    for volume in client.volumes.list(filters=label):
+        if volume.name != d.physical_name(stack, "s3"):
+            volume.remove()
+    for network in client.networks.list(filters=label):
+        network.remove()
+    client.close()
+    shutil.rmtree(places.workspace(stack), ignore_errors=True)
+    stacks = places.state / ".pulumi" / "stacks" / "elsapg"
+    for file in stacks.glob(f"{stack}.json*"):
+        file.unlink()
 
 
 def _config(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -122,7 +122,9 @@ class ArchiveStack:
         """A full backup that has come to a phase and stands still until it gets SIGCONT."""
         process = self.deployment.hosts.converse(
             *("runner", "pgbackrest", "--stanza=elsa", "--repo=1", "--type=full"),
-            *("--log-level-console=detail", "--archive-timeout=10", "--io-timeout=5", "backup"),
+            *("--log-level-console=detail", "--archive-timeout=10", "--io-timeout=2"),
+            # With its usual patience it takes minutes to fail.
+            *("--job-retry=0", "backup"),
         )
         assert process.stdout
         seen = []

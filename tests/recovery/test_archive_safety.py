@@ -13,19 +13,19 @@ pytestmark = [pytest.mark.docker, pytest.mark.slow]
 CHECK = "test_the_repository_was_checked"
 
 
-def switch(stack: ArchiveStack) -> str:
+def switch(stack: ArchiveStack, prefix: str = "wal") -> str:
     """Complete a WAL segment with something in it, and wait until it is in S3; its name."""
     [[name]] = stack.sql(
         "SELECT pg_walfile_name(pg_switch_wal())"
         " FROM pg_logical_emit_message(false, 'elsapg', 'test')"
     )
-    stack.wait(lambda: files(stack, name), f"{name} does not reach S3")
+    stack.wait(lambda: files(stack, name, prefix), f"{name} does not reach S3")
     return name
 
 
-def files(stack: ArchiveStack, segment: str) -> str:
+def files(stack: ArchiveStack, segment: str, prefix: str = "wal") -> str:
     """Where the segment lies in the bucket."""
-    path = f"{stack.folder}/wal/archive/elsa/17-1/{segment[:16]}/{segment}-*"
+    path = f"{stack.folder}/{prefix}/archive/elsa/17-1/{segment[:16]}/{segment}-*"
     return stack.shell("s3", f"ls {path} 2>/dev/null || true").strip()
 
 

@@ -5,11 +5,9 @@ everything but S3. (Accidents and interruptions: test_restore.py.)
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from pathlib import Path
 
-import docker
 import pytest
 
 from elsapg import stackfile
@@ -20,7 +18,7 @@ from elsapg.targets.docker import daemon as d
 from tests.restore.commands import iso
 from tests.restore.data import DATABASE, archived, clock, sums
 from tests.restore.page import commands, follow
-from tests.stacks import elsapg
+from tests.stacks import elsapg, lose
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(2400)]
 
@@ -87,7 +85,7 @@ def test_the_machine_is_gone(filled: Deployment, tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
     keys.write_text(rescue.escrow(deployment), encoding="utf-8")
     archived(deployment)
-    _lose(stack, Places(deployment.root))
+    lose(stack, Places(deployment.root))
     deployment.__dict__.pop("outputs", None)
 
     refused = elsapg(deployment.root, "up", "--stack", stack, "--from-backup", "--yes")
@@ -113,20 +111,3 @@ def test_the_machine_is_gone(filled: Deployment, tmp_path: Path) -> None:
     told = follow([*commands(""), *commands("The machine is gone")], values)
     assert "is back, from backup" in told
     assert sums(deployment) == before
-
-
-def _lose(stack: str, places: Places) -> None:
-    label = {"label": f"{d.STACK_LABEL}={stack}"}
-    client = docker.from_env(timeout=120)
-    for container in client.containers.list(all=True, filters=label):
-        container.remove(force=True)
-    for volume in client.volumes.list(filters=label):
-        if volume.name != d.physical_name(stack, "s3"):
-            volume.remove()
-    for network in client.networks.list(filters=label):
-        network.remove()
-    client.close()
-    shutil.rmtree(places.workspace(stack), ignore_errors=True)
-    stacks = places.state / ".pulumi" / "stacks" / "elsapg"
-    for file in stacks.glob(f"{stack}.json*"):
-        file.unlink()
