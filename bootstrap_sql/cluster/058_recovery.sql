@@ -70,6 +70,7 @@ DECLARE
     v_until timestamptz := clock_timestamp() + interval '4 seconds';
     v_lsn pg_lsn;
     v_seen boolean := false;
+    v_stood boolean;
 BEGIN
     IF NOT pg_is_in_recovery() OR pg_is_wal_replay_paused() THEN
         RAISE EXCEPTION 'only the replay of a standby that goes on can be held'
@@ -101,7 +102,13 @@ BEGIN
             PERFORM pg_wal_replay_resume();
             RAISE;
     END;
+    -- Patroni lets a replay go on that it sees paused: then the snapshots may be of a later place.
+    v_stood := pg_last_wal_replay_lsn() = v_lsn;
     PERFORM pg_wal_replay_resume();
+    IF v_seen AND NOT v_stood THEN
+        RAISE EXCEPTION 'the replay went on before the snapshots were taken'
+        USING ERRCODE = 'lock_not_available';
+    END IF;
     IF NOT v_seen THEN
         RAISE EXCEPTION 'the snapshots were not taken within 4 seconds'
         USING ERRCODE = 'lock_not_available';
