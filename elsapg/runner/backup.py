@@ -15,6 +15,7 @@ from elsapg.runner.jobs import say
 from elsapg.runner.pgbackrest import Repository, RepositoryError
 
 Kind = Literal["full", "diff", "incr"]
+_IN_THE_WAY = "is not later than latest backup label"
 
 
 def info(config: Config) -> dict[str, Any]:
@@ -43,13 +44,25 @@ def backup(config: Config, kind: Kind) -> str:
         try:
             # Of an S3 that is away a look tells in seconds, a backup after minutes.
             one.info()
-            one.run(f"--type={kind}", "backup")
+            _take(one, kind)
         except RepositoryError as error:
             several = config.repositories > 1
             failures.append(f"repository {number}: {error}" if several else str(error))
     if failures:
         raise RepositoryError("; ".join(failures))
     return str(in_repository(info(config), 1)[-1]["label"])
+
+
+def _take(one: Repository, kind: Kind) -> None:
+    """A full one that broke off half-way lies in the way of any other kind: by its label it is the
+    newest. So what it would have been is taken now.
+    """
+    try:
+        one.run(f"--type={kind}", "backup")
+    except RepositoryError as error:
+        if kind == "full" or _IN_THE_WAY not in str(error):
+            raise
+        one.run("--type=full", "backup")
 
 
 def first(config: Config) -> int:

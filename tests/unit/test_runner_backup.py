@@ -137,6 +137,36 @@ def test_a_backup_is_told_by_its_label(tool: Tool) -> None:
     assert tool.calls[1] == [*own, "--type=incr", "backup"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "told", "taken"),
+    [
+        ("incr", "new backup label 'AF_BI' is not later than latest backup label 'BF'", True),
+        ("incr", "unable to acquire lock", False),
+        ("full", "new backup label 'AF' is not later than latest backup label 'BF'", False),
+    ],
+)
+def test_a_full_one_that_broke_off_is_taken_again(
+    monkeypatch: pytest.MonkeyPatch, kind: backup.Kind, told: str, taken: bool
+) -> None:
+    calls: list[str] = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        if command[-1] == "info":
+            return subprocess.CompletedProcess(command, 0, '[{"backup": [{"label": "C"}]}]', "")
+        calls.append(command[-2])
+        again = len(calls) > 1
+        return subprocess.CompletedProcess(command, 0 if again else 106, "", f"ERROR: {told}")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    if taken:
+        assert backup.backup(CONFIG, kind) == "C"
+        assert calls == ["--type=incr", "--type=full"]
+    else:
+        with pytest.raises(RepositoryError, match=told):
+            backup.backup(CONFIG, kind)
+        assert len(calls) == 1
+
+
 def test_a_second_repository_gets_its_own_even_if_the_first_fails(
     tool: Tool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
