@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 import time
-from typing import Any
 
 import pytest
 
@@ -15,7 +14,6 @@ from elsapg.services import status
 from elsapg.services.deployment import Deployment
 from tests.chaos.faults import wait_for
 from tests.chaos.writes import Access
-from tests.kubernetes import system
 from tests.kubernetes.faults import KubernetesFaults
 from tests.kubernetes.stack import Stack
 from tests.restore.commands import iso, restore, restore_killed
@@ -66,7 +64,7 @@ def test_accident(stack: Stack, faults: KubernetesFaults, doors: Access) -> None
         assert not after & there, node
     said = dict(re.findall(r"^(last before|last now|gone|undo) +(.*)$", told, flags=re.M))
     assert int(said["gone"].split()[0]) > 0
-    _wal_has_its_volume(deployment)
+    wal_has_its_volume(deployment)
     assert _containers(stack) == containers
 
     undo = shlex.split(said["undo"])
@@ -75,62 +73,11 @@ def test_accident(stack: Stack, faults: KubernetesFaults, doors: Access) -> None
     restore(deployment, *undo[4:], *QUICK)
     assert sums(deployment)["bookmarks"][0] == 0
     assert writer.committed_before(shut) <= present(deployment, PREFIX)
-    _wal_has_its_volume(deployment)
+    wal_has_its_volume(deployment)
     assert _containers(stack) == containers
 
 
-def test_everything_is_lost_but_s3(stack: Stack, faults: KubernetesFaults) -> None:
-    """The namespace is gone with all its volumes; of two Secrets there was a copy elsewhere. By the
-    stack's file and those the data comes back."""
-    deployment = stack.deployment
-    fill(deployment)
-    before = sums(deployment)
-    _archive_all(deployment)
-    kept = [_copy(stack, name) for name in ("repository", "encryption-keys")]
-    stack.kubectl("delete", "namespace", stack.namespace, timeout=240)
-    if stack.cluster.ours:
-        system.renew_volumes(stack.cluster)
-    stack.write({"recovery": {"to": "latest"}})
-    try:
-        stack.render()
-        stack.apply_namespace()
-        for secret in kept:
-            stack.kubectl("create", "-f", "-", stdin=json.dumps(secret))
-        stack.apply()
-        stack.open_doors()
-        stack.wait_ready()
-        faults.wait_healthy()
-        assert sums(deployment) == before
-        _wal_has_its_volume(deployment)
-        # What the jobs slept through, they make up for every five minutes.
-        wait_for(stack.verified, "verify is green", 330, 5)
-    finally:
-        stack.write()
-    # The order goes out of it again, and nothing is asked of the archive any more.
-    stack.render()
-    stack.apply()
-    stack.wait_ready()
-    assert sums(deployment) == before
-
-
-def _archive_all(deployment: Deployment) -> None:
-    """Wait until what there is now is in the archive."""
-    primary = deployment.primary()
-    [[segment]] = deployment.query(primary, "SELECT pg_walfile_name(pg_switch_wal())")
-    sql = "SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver"
-    wait_for(
-        lambda: deployment.query(primary, sql)[0][0][:24] >= segment, f"{segment} is archived", 90
-    )
-
-
-def _copy(stack: Stack, name: str) -> dict[str, Any]:
-    """A Secret as somebody would keep it elsewhere."""
-    found = json.loads(stack.kubectl("get", "secret", name, "-o", "json"))
-    wanted = ("apiVersion", "kind", "type", "data")
-    return {**{key: found[key] for key in wanted}, "metadata": {"name": name}}
-
-
-def _wal_has_its_volume(deployment: Deployment) -> None:
+def wal_has_its_volume(deployment: Deployment) -> None:
     for node in deployment.nodes:
         led = deployment.hosts.run(node, "readlink", f"{t.PGDATA}/pg_wal").output.strip()
         assert led == f"{t.WAL_MOUNT}/wal", node
