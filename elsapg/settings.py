@@ -512,10 +512,12 @@ class JobsSettings(_Model):
 
 
 class RecoverySettings(_Model):
-    """Where the data of a clone comes from; read while it has none. `elsapg clone` writes it."""
+    """Where the data of a stack comes from; read while it has none. `elsapg clone` writes it."""
 
-    source: str = Field(
-        pattern=r"^[a-z][a-z0-9-]{0,29}$", description="The stack whose backups it is made of."
+    source: str | None = Field(
+        default=None,
+        pattern=r"^[a-z][a-z0-9-]{0,29}$",
+        description="The stack whose backups it is made of (docker); unset: itself (kubernetes).",
     )
     to: str = Field(
         default="latest",
@@ -523,7 +525,7 @@ class RecoverySettings(_Model):
         description="A time with its zone, an LSN, a mark's name, or latest.",
     )
     timeline: int | None = Field(
-        default=None, ge=1, description="The source's line of history, if not its present one."
+        default=None, ge=1, description="The line of history there, if not its present one."
     )
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from elsapg.errors import Problem
+from elsapg.errors import Problem, UsageError
+from elsapg.runner import target as targets
 from elsapg.settings import NAMESPACE, Settings
 
 Finding = tuple[Problem, set[str]]
@@ -35,6 +36,7 @@ def check_sums(settings: Settings) -> list[Finding]:
         *_tls(settings),
         *_ports(settings),
         *_foreign(settings),
+        *_recovery(settings),
         *_kubernetes(settings),
     ]
 
@@ -196,13 +198,39 @@ def _ports(s: Settings) -> Iterator[Finding]:
 
 # Keys that one target alone reads: elsewhere they would be believed and do nothing.
 _ONLY: dict[str, dict[str, tuple[str, ...]]] = {
-    "docker": {"docker": (), "etcd": (), "recovery": ()},
+    "docker": {"docker": (), "etcd": ()},
     "kubernetes": {
         "kubernetes": (),
         "archive": ("endpoint", "uri_style", "credentials", "ca"),
         "postgres": ("volume_size", "wal_volume_size"),
     },
 }
+
+
+def _recovery(s: Settings) -> Iterator[Finding]:
+    """Whose backups a stack may come out of: which one is each target's own affair so far."""
+    if s.recovery is None:
+        return
+    if s.target == "kubernetes" and s.recovery.source is not None:
+        yield _finding(
+            "recovery.source",
+            s.recovery.source,
+            "on kubernetes a stack comes out of its own archive alone so far (docs/recovery.md: "
+            "what is not done); remove it for that, or the whole of recovery for an empty database",
+            "target",
+        )
+    if s.target == "docker" and s.recovery.source is None:
+        yield _finding(
+            "recovery.source",
+            "",
+            "name the stack whose backups this one is made of; out of its own archive a stack "
+            "comes by `elsapg up --from-backup`, and recovery stays out of its file",
+            "target",
+        )
+    try:
+        targets.parse(s.recovery.to)
+    except UsageError as error:
+        yield _finding("recovery.to", s.recovery.to, str(error).partition(": ")[2])
 
 
 def _foreign(s: Settings) -> Iterator[Finding]:

@@ -145,6 +145,8 @@ def _finish(where: Deployment) -> Finish:
     from elsapg.services.restore import Finish  # noqa: PLC0415
 
     lifecycle = Lifecycle(where.root, where.stack, Console(quiet=True), debug=debugging())
+    # Nothing is stopped yet: what cannot be ended is not begun.
+    lifecycle.check_rerun()
     return Finish(
         bootstrap=lambda: lifecycle.rerun("bootstrap"),
         tasks=lambda: lifecycle.rerun("configure", "first-backup"),

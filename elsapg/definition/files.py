@@ -25,6 +25,7 @@ from elsapg.definition.secrets import (
     REPLICATOR,
     REWIND,
     SUPERUSER,
+    Recovery,
     Secrets,
     key_pair_of,
 )
@@ -167,7 +168,7 @@ def _node(name: str, settings: Settings, secrets: Secrets) -> tuple[File, ...]:
 
 def _recovery(settings: Settings, secrets: Secrets) -> tuple[File, ...]:
     """For a stack that is to come out of a repository; nothing for any other."""
-    order = secrets.recovery
+    order = secrets.recovery or _own_recovery(settings)
     if order is None:
         return ()
     wanted = {"to": order.to, "timeline": order.timeline, "backup": order.backup}
@@ -177,6 +178,15 @@ def _recovery(settings: Settings, secrets: Secrets) -> tuple[File, ...]:
         if order.source.ca:
             files.append(File("source-ca.crt", order.source.ca))
     return tuple(files)
+
+
+def _own_recovery(settings: Settings) -> Recovery | None:
+    """On kubernetes the stack's file gives the order, for no `up` may be there to give it; a node
+    that has data, or another one to copy it from, never reads it."""
+    wanted = settings.recovery
+    if settings.target != "kubernetes" or wanted is None:
+        return None
+    return Recovery(wanted.to, wanted.timeline)
 
 
 def _etcd(name: str, settings: Settings, secrets: Secrets) -> tuple[File, ...]:

@@ -66,9 +66,19 @@ def main() -> int:
         else:
             print(_ANSWERS[given.command](given))
     except (ElsapgError, PatroniError, psycopg.Error, OSError, ValueError) as error:
-        print(f"{given.command}: {error}", file=sys.stderr)
+        why = _why() if given.command in _ANSWERS else ""
+        print(f"{given.command}: {error}{why}", file=sys.stderr)
         return error.exit_code if isinstance(error, ElsapgError) else 1
     return 0
+
+
+def _why() -> str:
+    """What a failure comes from, if the cluster is held still: its schedule does not know."""
+    try:
+        held = configure.paused(Config.load().backup_patroni())
+    except (OSError, ValueError):
+        return ""
+    return f"; {configure.PAUSED}" if held else ""
 
 
 def _first_backup(config: Config) -> int:

@@ -202,17 +202,24 @@ def restart_pending(patroni: Patroni, rounds: int = 3) -> None:
         raise PatroniError(f"{', '.join(left)} still need a restart after {rounds} rounds")
 
 
+PAUSED = (
+    "the cluster is paused: a restore is under way or was interrupted (`elsapg restore` "
+    "goes on with it; `elsapg status` says which), or somebody paused Patroni by hand"
+)
+
+
+def paused(patroni: Patroni) -> bool:
+    """Whether somebody holds the cluster still. One that is not there yet is not held."""
+    try:
+        return bool(patroni.from_any("/config").get("pause"))
+    except PatroniError:
+        return False
+
+
 def refuse_paused(patroni: Patroni) -> None:
     """Raise PatroniError while somebody holds the cluster still: this would set it going."""
-    try:
-        paused = patroni.from_any("/config").get("pause")
-    except PatroniError:
-        return  # not there yet: the wait comes next
-    if paused:
-        raise PatroniError(
-            "the cluster is paused: a restore is under way or was interrupted (`elsapg restore` "
-            "goes on with it; `elsapg status` says which), or somebody paused Patroni by hand"
-        )
+    if paused(patroni):
+        raise PatroniError(PAUSED)
 
 
 def run(config: Config) -> int:

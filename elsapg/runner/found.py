@@ -2,13 +2,14 @@
 
 Without an order it is made empty; but never beside an archive that holds backups, for whoever lost
 the volumes wants them back, and a new cluster could not archive there. With an order
-(/etc/elsapg/recovery.json) it is recovered from the repository, the stack's own or another one's
-(/etc/elsapg/source.conf), which is only ever read.
+(/etc/elsapg/recovery.json: from `up`, or on kubernetes from the stack's file) it is recovered from
+the repository, the stack's own or another one's (/etc/elsapg/source.conf), which is only ever read.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -91,7 +92,7 @@ def empty() -> None:
     if held:
         raise DeploymentError(
             f"the archive holds {len(held)} backups, the last one {held[-1]['label']}, and this "
-            "stack has no data: `elsapg up --from-backup` brings the data back; for an empty "
+            f"stack has no data: {_way_back()} brings the data back; for an empty "
             "database set archive.prefix to an unused one"
         )
     settings = _patroni()
@@ -104,6 +105,12 @@ def empty() -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
         raise DeploymentError(f"initdb failed: {' '.join(done.stderr.split())[-400:]}")
+
+
+def _way_back() -> str:
+    if os.environ.get("PATRONI_KUBERNETES_NAMESPACE"):
+        return "`elsapg:recovery: {to: latest}` in its file, rendered and applied,"
+    return "`elsapg up --from-backup`"
 
 
 def recover(wanted: dict[str, Any]) -> None:

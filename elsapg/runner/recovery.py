@@ -27,6 +27,8 @@ from elsapg.runner.pgbackrest import Repository, explain
 
 Say = Callable[[str], None]
 
+# pg_wal leads here where WAL has a volume of its own, which is there if its mount is.
+WAL = Path("/var/lib/postgresql-wal/wal")
 # What a standby must have at least as much of as the primary had when the WAL was written.
 _AT_LEAST = (
     "max_connections",
@@ -79,7 +81,7 @@ def fetch(
     # The line is named so that pgBackRest takes a backup of an old one.
     words = repository.command(
         "--delta", "--type=default", f"--target-timeline={plan.timeline}", f"--set={plan.backup}",
-        f"--pg1-path={data}", "--log-level-console=info", "restore",
+        f"--pg1-path={data}", "--log-level-console=info", *_links(), "restore",
     )  # fmt: skip
     with (
         log.open("wb") as output,
@@ -104,6 +106,11 @@ def fetch(
         _without_recovery_settings(data / name)
     sizes = [line.partition("INFO: ")[2] for line in text.splitlines() if "restore size" in line]
     say(f"backup {plan.backup} fetched: {(sizes or ['done'])[-1]}")
+
+
+def _links() -> list[str]:
+    """Without it pgBackRest makes a folder of what is a link, and WAL moves in with the data."""
+    return [f"--link-map=pg_wal={WAL}"] if WAL.parent.is_dir() else []
 
 
 def _full(data: Path) -> bool:

@@ -29,6 +29,7 @@ from elsapg.errors import (
     UsageError,
 )
 from elsapg.services import lock, workspace
+from elsapg.services.deployment import Deployment
 from elsapg.services.engine import EngineCommand
 from elsapg.services.places import Places
 from elsapg.services.progress import Record, display
@@ -106,8 +107,21 @@ class Lifecycle:
             if session.known():
                 session.pulumi("state", "unprotect", "--all", "--yes")
 
+    def check_rerun(self) -> None:
+        """Raise NotDeployedError where `rerun` would find nothing to run."""
+        pods = Deployment(self.root, self.stack).pods
+        if pods is not None:
+            pods.bootstrap_job()
+
     def rerun(self, *tasks: str) -> None:
         """Run these tasks again, and touch nothing else."""
+        pods = Deployment(self.root, self.stack).pods
+        if pods is not None:
+            # Whoever applied the stack: the Job is in the cluster, and Pulumi may know nothing.
+            with lock.hold(Places(self.root).lock(self.stack), self.stack, "rerun"):
+                for task in tasks:
+                    pods.rerun(task)
+            return
         settings = stackfile.read(self.root, self.stack)
         with self._session("rerun", settings) as session:
             stack = session.open()

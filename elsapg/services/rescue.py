@@ -27,9 +27,12 @@ from elsapg.services.places import Places, write_private
 from elsapg.services.restore import catch_up
 from elsapg.settings import Settings
 from elsapg.targets.docker.daemon import physical_name
+from elsapg.targets.kubernetes.secret_objects import ENCRYPTION_KEYS, REPOSITORY
 
 Say = Callable[[str], None]
 SECRETS = ("s3_access_key", "s3_secret_key", "repository_cipher")
+# Where those, and the keys of encrypted JSON, are on kubernetes.
+KEPT = (REPOSITORY, ENCRYPTION_KEYS)
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,12 @@ class Order:
 
 def escrow(deployment: Deployment) -> str:
     """What must be kept outside, as JSON: with it and S3 the stack comes back. All of it secret."""
-    deployment.refuse_pods("`elsapg keys repository`")
+    if deployment.pods is not None:
+        line = deployment.pods.kubectl.line("get", "secret", *KEPT, "-o", "yaml")
+        raise UsageError(
+            f"stack {deployment.stack!r} is on kubernetes: what must be kept outside are its "
+            f"Secrets {' and '.join(KEPT)} (`{line}`), or what your secret store has for them"
+        )
     found = deployment.outputs
     if "repository" not in found:
         raise NotDeployedError(
@@ -103,9 +111,12 @@ def pending(root: Path, stack: str) -> Order | None:
 
 
 def of_file(root: Path, stack: str, settings: Settings) -> Order | None:
-    """What the stack's file wants, of a stack that is not there yet."""
+    """What the stack's file wants, of a stack that is not there yet.
+
+    On kubernetes the nodes read that by themselves, whoever applies them.
+    """
     recovery = settings.recovery
-    if recovery is None or _known(root, stack):
+    if recovery is None or settings.target == "kubernetes" or _known(root, stack):
         return None
     return Order(to=recovery.to, timeline=recovery.timeline, source=recovery.source)
 
@@ -182,7 +193,12 @@ def _known(root: Path, stack: str) -> bool:
 
 def _refuse_data(root: Path, stack: str) -> None:
     deployment = Deployment(root, stack)
-    deployment.refuse_pods("--from-backup")
+    if deployment.pods is not None:
+        raise UsageError(
+            f"--from-backup is for docker, and stack {stack!r} is on kubernetes: put its Secrets "
+            f"{' and '.join(KEPT)} back, write `elsapg:recovery: {{to: latest}}` into its file, "
+            "and apply it (docs/recovery.md)"
+        )
     for node, state in deployment.hosts.states().items():
         if node in deployment.nodes and state.state == "running":
             raise UsageError(

@@ -124,7 +124,6 @@ class Restore:
 
     def prepare(self, request: Request) -> Prepared:
         """Look at everything, and stop nothing. Raises UsageError, UnhealthyError."""
-        self._deployment.refuse_pods("a restore in place")
         journal = self.unfinished()
         if journal and journal["stage"] in TOUCHED:
             return self._resumed(request, journal)
@@ -456,6 +455,19 @@ def unfinished(deployment: Deployment) -> dict[str, Any] | None:
     return None
 
 
+# The catch-ups' own slot as well: nobody else makes up for it, and it is overdue in ten minutes.
+_CATCH_UP = """
+SET ROLE elsa_jobs;
+SELECT elsa_jobs.catch_up();
+SELECT CASE WHEN j.batched THEN elsa_jobs.run_batch(j.name, s.slot)
+    ELSE elsa_jobs.run_slot(j.name, s.slot) END
+FROM elsa_jobs.job AS j CROSS JOIN LATERAL (
+    SELECT date_bin(j.every, now(), timestamptz '1970-01-01 00:00:00+00' + j.anchor) AS slot
+) AS s
+WHERE j.database = current_database() AND j.command ~ '^SELECT elsa_jobs.catch_up'
+"""
+
+
 def catch_up(deployment: Deployment, primary: str) -> None:
     """Run the job slots that a restored database has slept through, before a check misses them."""
     if not deployment.settings.jobs.active:
@@ -463,8 +475,7 @@ def catch_up(deployment: Deployment, primary: str) -> None:
     for database in ("postgres", *t.DATABASES):
         # That of a moment without them runs by itself in five minutes, if ever.
         with contextlib.suppress(UnhealthyError):
-            sql = "SET ROLE elsa_jobs; SELECT elsa_jobs.catch_up()"
-            deployment.query(primary, sql, database)
+            deployment.query(primary, _CATCH_UP, database)
 
 
 def _as_begun(request: Request, journal: dict[str, Any]) -> Request:

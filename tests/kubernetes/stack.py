@@ -72,6 +72,10 @@ class Stack:
         assert done.returncode == 0, f"elsapg {' '.join(words)} failed:\n{done.stdout}"
         return done.stdout
 
+    def verified(self) -> bool:
+        """Whether `elsapg verify` is green."""
+        return elsapg(self.root, "verify", "--stack", self.name).returncode == 0
+
     def render(self) -> None:
         """Write the manifests."""
         with self._timed("render"):
@@ -81,16 +85,19 @@ class Stack:
         """Apply what was rendered: the namespace, then the secrets, then the rest; returns what
         kubectl said of each object ("kind/name" -> "serverside-applied")."""
         with self._timed("apply"):
-            files = sorted(self.manifests.rglob("*.yaml"))
-            namespaces = [f for f in files if _kind(f) == "Namespace"]
-            for file in namespaces:
-                self.kubectl("apply", "--server-side", "-f", str(file))
+            self.apply_namespace()
             self.run("secrets", "apply")
             self._prune()
             said = self.kubectl(
                 "apply", "--server-side", "--recursive", "-f", str(self.manifests), timeout=120
             )
         return dict(line.rsplit(" ", 1) for line in said.splitlines() if " " in line)
+
+    def apply_namespace(self) -> None:
+        """The namespace alone, for what comes before everything else."""
+        for file in sorted(self.manifests.rglob("*.yaml")):
+            if _kind(file) == "Namespace":
+                self.kubectl("apply", "--server-side", "-f", str(file))
 
     def _prune(self) -> None:
         """Remove the bootstrap Jobs of other manifests, as a GitOps tool does: one that has run
@@ -171,10 +178,8 @@ class Stack:
         """What happened lately, for an error's sake."""
         return self.kubectl("get", "events", "--sort-by=.lastTimestamp", check=False)
 
-    @contextlib.contextmanager
-    def doors(self) -> Iterator[Access]:
-        """How a client on this machine reaches the pools: by NodePort on the cluster of this
-        machine, else by whatever the cluster has made of a Service of its own."""
+    def open_doors(self) -> dict[str, Any]:
+        """A Service by which a client on this machine reaches the pools."""
         port = self.cluster.node_ports[0]
         service = {
             "apiVersion": "v1",
@@ -190,8 +195,16 @@ class Stack:
             },
         }
         self.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(service))
-        made = json.loads(self.kubectl("get", "service", "test-pools", "-o", "json"))
-        host = "localhost"
+        made: dict[str, Any] = json.loads(
+            self.kubectl("get", "service", "test-pools", "-o", "json")
+        )
+        return made
+
+    @contextlib.contextmanager
+    def doors(self) -> Iterator[Access]:
+        """How a client on this machine reaches the pools: by NodePort on the cluster of this
+        machine, else by whatever the cluster has made of a Service of its own."""
+        made, host = self.open_doors(), "localhost"
         if not self.cluster.ours:
             nodes = json.loads(self.cluster.kubectl("get", "nodes", "-o", "json"))["items"]
             addresses = {a["type"]: a["address"] for a in nodes[0]["status"]["addresses"]}
@@ -246,7 +259,8 @@ def prepare(
     os.environ["ELSAPG_S3_ACCESS_KEY"] = bucket.access_key
     os.environ["ELSAPG_S3_SECRET_KEY"] = bucket.secret_key
     groups: dict[str, Any] = {
-        "postgres": {"memory_mb": 768, "cpus": 1},
+        # WAL on a volume of its own is the harder of two ways.
+        "postgres": {"memory_mb": 768, "cpus": 1, "wal_volume_size": "2Gi"},
         "archive": {"endpoint": bucket.endpoint, "ca": bucket.ca, "bucket": s3.BUCKET},
         "kubernetes": {
             "registry": cluster.registry,

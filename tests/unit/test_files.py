@@ -44,6 +44,23 @@ SOURCE = Source(
 CLONE = everything(LOCAL, Recovery("latest", 3, None, SOURCE))
 
 
+def test_on_kubernetes_the_stacks_file_gives_the_order() -> None:
+    values = {
+        "target": "kubernetes",
+        "archive": {"endpoint": "s3.example.org"},
+        "kubernetes": {"registry": "registry.example.org"},
+    }
+    wanted = {"recovery": {"to": "0/3000000", "timeline": 2}}
+    found = everything(stackfile.load({**values, **wanted}, "test"))
+    [order] = [f for f in found["pg-1"] if f.path == "recovery.json"]
+    assert json.loads(order.content) == {"to": "0/3000000", "timeline": 2, "backup": None}
+    assert not order.secret
+    # Only a node that has no data reads it: nothing else is made anew for it.
+    del found["pg-1"], found["pg-2"]
+    without = everything(stackfile.load(values, "test"))
+    assert found == {name: without[name] for name in found}
+
+
 @pytest.mark.parametrize("unit", sorted(ALL))
 def test_golden(unit: str, snapshot: SnapshotAssertion) -> None:
     lines = [f"--- {f.path} {f.mode:o}\n{f.content}" for f in ALL[unit]]

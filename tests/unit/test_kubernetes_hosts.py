@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from elsapg import stackfile
+from elsapg.definition import topology
 from elsapg.errors import (
     DeploymentError,
     ElsapgError,
@@ -462,6 +463,86 @@ def test_ctrl_c_leaves_no_job_behind(tasks: KubernetesHosts, kubectl: FakeKubect
     os.killpg(process.pid, signal.SIGINT)
     process.wait(20)
     assert deleted(kubectl) == [kubectl.given[0]["metadata"]["name"]]
+
+
+# -- tasks of the bootstrap ----------------------------------------------------------------
+
+
+def bootstrap(name: str, made: str, password: str = "secret-passwords") -> dict[str, Any]:
+    """A bootstrap Job as the API server has it, once it has run."""
+
+    def container(task: str) -> dict[str, Any]:
+        mounts = [{"name": f"config-{task}"}, {"name": "tmp"}]
+        return {"name": task, "args": [task], "volumeMounts": mounts}
+
+    controller = {"controller-uid": "u", "batch.kubernetes.io/job-name": name}
+    return {
+        "metadata": {
+            "name": name,
+            "uid": "u",
+            "creationTimestamp": made,
+            # As a tool of GitOps marks what it may remove.
+            "labels": {"app.kubernetes.io/instance": "claimed"},
+        },
+        "spec": {
+            "selector": {"matchLabels": controller},
+            "activeDeadlineSeconds": 175200,
+            "backoffLimit": 6,
+            "template": {
+                "metadata": {"labels": {"app.kubernetes.io/component": "runner", **controller}},
+                "spec": {
+                    "initContainers": [container("configure"), container("bootstrap")],
+                    "containers": [container("first-backup")],
+                    "volumes": [
+                        {"name": "config-configure"},
+                        {"name": "config-bootstrap", "from": password},
+                        {"name": "config-first-backup"},
+                        {"name": "tmp"},
+                    ],
+                },
+            },
+        },
+    }
+
+
+@pytest.mark.parametrize("task", ["configure", "bootstrap", "first-backup"])
+def test_one_task_of_the_newest_bootstrap_is_run_again(
+    tasks: KubernetesHosts, kubectl: FakeKubectl, task: str
+) -> None:
+    old = bootstrap("bootstrap-b", "2026-01-01T00:00:00Z", "of-the-old-one")
+    kubectl.on("get jobs", listed(bootstrap("bootstrap-a", "2026-02-01T00:00:00Z"), old))
+    tasks.rerun(task)
+    [job] = kubectl.given
+    assert job["metadata"]["name"].startswith(f"task-{task}-")
+    assert job["metadata"]["labels"] == {"app.kubernetes.io/component": "runner"}
+    spec = job["spec"]
+    # The API server gives it a selector and labels of its own.
+    assert "selector" not in spec
+    assert spec["template"]["metadata"] == {"labels": {"app.kubernetes.io/component": "runner"}}
+    [timeout] = [k.timeout_s for k in topology.tasks(settings()) if k.name == task]
+    assert (spec["backoffLimit"], spec["activeDeadlineSeconds"]) == (0, timeout)
+    pod = spec["template"]["spec"]
+    assert [c["args"] for c in pod["containers"]] == [[task]]
+    assert "initContainers" not in pod
+    # The superuser's key and the passwords go to the task that needs them, to no other.
+    assert [v["name"] for v in pod["volumes"]] == [f"config-{task}", "tmp"]
+    assert "of-the-old-one" not in str(pod)
+    assert deleted(kubectl) == [job["metadata"]["name"]]
+
+
+def test_a_bootstrap_task_that_fails_says_why(tasks: KubernetesHosts, kubectl: FakeKubectl) -> None:
+    kubectl.on("get jobs", listed(bootstrap("bootstrap-a", "2026-02-01T00:00:00Z")))
+    kubectl.on("--watch", "task-1|Running||\ntask-1|Failed||1\n", stays=True)
+    kubectl.on("logs", "bootstrap: table x\nis missing")
+    with pytest.raises(UnhealthyError, match=r"^bootstrap: table x is missing$"):
+        tasks.rerun("bootstrap")
+    assert deleted(kubectl)
+
+
+def test_without_a_bootstrap_job(tasks: KubernetesHosts, kubectl: FakeKubectl) -> None:
+    kubectl.on("get jobs", listed({"metadata": {"name": "task-backup-00"}}))
+    with pytest.raises(NotDeployedError, match=r"no Job bootstrap-.*elsapg render --stack test"):
+        tasks.bootstrap_job()
 
 
 # -- forwarded ports -----------------------------------------------------------------------

@@ -110,12 +110,12 @@ def test_on_kubernetes_it_is_refused(tmp_path: Path) -> None:
     """What is made for docker alone says so, before anything is asked of the cluster."""
     shutil.copytree(ROOT / "stacks", tmp_path / "stacks")
     there = Deployment(tmp_path, "staging")
-    for attempt in (
-        lambda: restore.Restore(there).prepare(restore.Request()),
-        lambda: clone.write(there, Target("latest"), None, "second"),
-        lambda: rescue.escrow(there),
+    for attempt, says in (
+        (lambda: clone.write(there, Target("latest"), None, "second"), "a clone is not made for"),
+        (lambda: rescue.escrow(there), "get secret repository encryption-keys -o yaml"),
+        (lambda: rescue._refuse_data(tmp_path, "staging"), r"elsapg:recovery: \{to: latest\}"),
     ):
-        with pytest.raises(UsageError, match="not made for kubernetes yet"):
+        with pytest.raises(UsageError, match=says):
             attempt()
 
 

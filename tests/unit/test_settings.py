@@ -49,10 +49,18 @@ def test_settings_are_frozen() -> None:
     ("values", "key", "says"),
     [
         ({"tagret": "docker"}, "tagret", "unknown key; known here: archive, database, docker"),
+        ({"recovery": {"to": "latest"}}, "recovery.source", "up --from-backup"),
+        ({"recovery": {"source": "a", "to": "noon!"}}, "recovery.to", "give a time with its zone"),
+        ({"recovery": {"source": "a", "to": "2026-01-31T12:00:00"}}, "recovery.to", "add Z"),
         ({"postgres": {"replica": 1}}, "postgres.replica", "unknown key"),
         ({"postgres": {"replicas": 99}}, "postgres.replicas", "less than or equal to 7"),
         ({"postgres": {"replicas": "many"}}, "postgres.replicas", "valid integer"),
         ({"postgres": 7}, "postgres", "7"),
+        (
+            {"target": "kubernetes", "recovery": {"source": "production"}},
+            "recovery.source",
+            "comes out of its own archive alone so far",
+        ),
         ({"target": "vmware"}, "target", "'docker' or 'kubernetes'"),
         ({"patroni": {"ttl": 10}}, "patroni.ttl", "greater than or equal to 20"),
         ({"encryption": {"key_ids": []}}, "encryption.key_ids", "at least 1 item"),

@@ -30,8 +30,10 @@ GATE = "gate"
 # The CronJob that a task is made after: its own, or that of the backups.
 TASKS_LIKE = "backup-incremental"
 OWN_JOBS = ("dump", "check", "drill")
+BOOTSTRAP = "bootstrap"
 STARTS_WITHIN_S = 120
 FRESH_S = 1.0
+_OUR_LABELS = "app.kubernetes.io/"
 # What does not come right by waiting.
 _HOPELESS = ("InvalidImageName", "CreateContainerConfigError", "ErrImageNeverPull")
 
@@ -154,8 +156,35 @@ class KubernetesHosts:
         """Run it as a Job of its own, which is deleted whatever happens."""
         own = command[0] if command[0] in OWN_JOBS else TASKS_LIKE
         like = self.kubectl.json("get", "cronjob", own)
-        name = f"task-{command[0]}-{secrets.token_hex(4)}"
-        job = _job(name, like, command, timeout)
+        return self._to_its_end(_job(command, like, timeout))
+
+    def rerun(self, task: str) -> None:
+        """Run one of the bootstrap's tasks again, as the newest Job of them has it.
+
+        Raises NotDeployedError if there is none, UnhealthyError with what the task said.
+        """
+        [timeout] = [k.timeout_s for k in t.tasks(self._settings) if k.name == task]
+        done = self._to_its_end(_again(task, self.bootstrap_job(), timeout))
+        if done.code:
+            told = " ".join(done.output.split())[-600:]
+            raise UnhealthyError(told or f"{task} ended with {done.code}, without a word")
+
+    def bootstrap_job(self) -> dict[str, Any]:
+        """The newest bootstrap Job, run or not. Raises NotDeployedError if there is none."""
+        found = self.kubectl.json("get", "jobs", "--selector=app.kubernetes.io/name=elsapg")
+        jobs = [job for job in found["items"] if _name(job).startswith(f"{BOOTSTRAP}-")]
+        if not jobs:
+            raise NotDeployedError(
+                f"there is no Job {BOOTSTRAP}-… in namespace {self.kubectl.namespace!r}, and it "
+                "is what says how roles, migrations and configuration come to what the stack "
+                f"says: `elsapg render --stack {self._stack} --out FOLDER` and apply it (or "
+                f"`elsapg up --stack {self._stack}`), then run this again"
+            )
+        return dict(max(jobs, key=lambda job: job["metadata"]["creationTimestamp"]))
+
+    def _to_its_end(self, job: dict[str, Any]) -> Completed:
+        """Make the Job, wait for it, and delete it whatever happens."""
+        name, timeout = _name(job), job["spec"]["activeDeadlineSeconds"]
         try:
             self.kubectl.run("create", "--filename=-", stdin=json.dumps(job))
             pod, code = self._end(name, timeout)
@@ -211,23 +240,42 @@ _EVENT = (
 )
 
 
-def _job(
-    name: str, like: Mapping[str, Any], command: tuple[str, ...], timeout: int
-) -> dict[str, Any]:
+def _job(command: tuple[str, ...], like: Mapping[str, Any], timeout: int) -> dict[str, Any]:
     """A Job as the CronJob would make it, for another command.
 
     Not the CronJob's own: it would count it among its runs, and hold the next one back.
     """
-    template: dict[str, Any] = copy.deepcopy(like["spec"]["jobTemplate"])
-    metadata, spec = template.get("metadata", {}), template["spec"]
-    [container] = spec["template"]["spec"]["containers"]
+    pod: dict[str, Any] = copy.deepcopy(like["spec"]["jobTemplate"]["spec"]["template"])
+    [container] = pod["spec"]["containers"]
     container["args"] = list(command)
+    return _once(command[0], pod, timeout)
+
+
+def _again(task: str, job: Mapping[str, Any], timeout: int) -> dict[str, Any]:
+    """A Job that does one task of the bootstrap Job, with the files of that task alone."""
+    pod: dict[str, Any] = copy.deepcopy(job["spec"]["template"])
+    spec = pod["spec"]
+    every = [*spec.pop("initContainers", ()), *spec["containers"]]
+    spec["containers"] = [c for c in every if c["name"] == task]
+    mounted = {m["name"] for m in spec["containers"][0]["volumeMounts"]}
+    spec["volumes"] = [v for v in spec["volumes"] if v["name"] in mounted]
+    return _once(task, pod, timeout)
+
+
+def _once(what: str, pod: dict[str, Any], timeout: int) -> dict[str, Any]:
+    """A Job of one pod that is tried once, under a name that nobody else has."""
+    labels = pod["metadata"].get("labels", {})
+    # Those by which the first Job knows its own pods are not for this one.
+    pod["metadata"] = {"labels": {k: v for k, v in labels.items() if k.startswith(_OUR_LABELS)}}
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {**metadata, "name": name},
+        "metadata": {
+            "name": f"task-{what}-{secrets.token_hex(4)}",
+            "labels": dict(pod["metadata"]["labels"]),
+        },
         "spec": {
-            **spec,
+            "template": pod,
             "backoffLimit": 0,
             "activeDeadlineSeconds": timeout,
             # Should whoever waits for it be killed before it could delete it.
