@@ -47,10 +47,9 @@ destroy: $(READY) ## Remove a stack, keeping its data (STACK=local)
 	@$(BIN)/elsapg destroy --stack $(STACK) --yes
 
 .PHONY: test
-test: setup ## Run every test
+test: setup ## Run every test but those on a real Kubernetes (test-kubernetes)
 	@$(BIN)/python -m pytest -p tests.spread -n $(WORKERS) --durations 30 --durations-min 10 \
-	  tests/kubernetes tests/recovery tests/restore tests/chaos tests/integration tests/sql tests/unit \
-	  $(PYTEST)
+	  tests/chaos tests/restore tests/recovery tests/integration tests/sql tests/unit $(PYTEST)
 
 .PHONY: test-kubernetes
 test-kubernetes: setup ## Run the tests of the kubernetes target on a cluster made here (builds one)
