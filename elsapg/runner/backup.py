@@ -16,6 +16,7 @@ from elsapg.runner.pgbackrest import Repository, RepositoryError
 
 Kind = Literal["full", "diff", "incr"]
 _IN_THE_WAY = "is not later than latest backup label"
+_STANDBY_LATE = "timeout before standby"
 
 
 def info(config: Config) -> dict[str, Any]:
@@ -53,16 +54,24 @@ def backup(config: Config, kind: Kind) -> str:
     return str(in_repository(info(config), 1)[-1]["label"])
 
 
-def _take(one: Repository, kind: Kind) -> None:
-    """A full one that broke off half-way lies in the way of any other kind: by its label it is the
-    newest. So what it would have been is taken now.
+def _take(one: Repository, kind: Kind, *options: str) -> None:
+    """Take one, and again in another way where pgBackRest cannot in this.
+
+    A full one that broke off half-way lies in the way of any other kind: by its label it is the
+    newest. So what it would have been is taken now. And a standby that has replayed up to the
+    backup's checkpoint, but not yet the record of it, is asked for that only once, and waited for
+    in vain (pgBackRest 2.55, as of its issue 1450): then the primary is copied.
     """
     try:
-        one.run(f"--type={kind}", "backup")
+        one.run(f"--type={kind}", *options, "backup")
     except RepositoryError as error:
-        if kind == "full" or _IN_THE_WAY not in str(error):
+        if _STANDBY_LATE in str(error) and not options:
+            say("no standby came to where the backup starts: copying from the primary")
+            _take(one, kind, "--no-backup-standby")
+        elif _IN_THE_WAY in str(error) and kind != "full":
+            _take(one, "full", *options)
+        else:
             raise
-        one.run("--type=full", "backup")
 
 
 def first(config: Config) -> int:

@@ -165,6 +165,6 @@ def explain(arguments: Sequence[str], code: int, output: str) -> str:
             "stack's, or an earlier one's of this name. Give the old key back, or name an empty "
             "place (elsapg:archive.bucket or archive.prefix)"
         )
-    elif any(word in output for word in _AWAY):
+    elif any(word in output for word in _AWAY) and "before standby" not in output:
         hint = "; S3 does not answer: see that it runs and can be reached, then run this again"
     return f"pgbackrest {command} failed ({code}): {told[-600:]}{hint}"

@@ -167,6 +167,33 @@ def test_a_full_one_that_broke_off_is_taken_again(
         assert len(calls) == 1
 
 
+@pytest.mark.parametrize("late_again", [False, True])
+def test_a_standby_that_does_not_come_along_is_not_copied_from(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], late_again: bool
+) -> None:
+    late = "ERROR: [082]: timeout before standby checkpoint lsn reached 0/5000028"
+    calls: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        if command[-1] == "info":
+            return subprocess.CompletedProcess(command, 0, '[{"backup": [{"label": "C"}]}]', "")
+        calls.append(command[3:])
+        fails = len(calls) == 1 or late_again
+        return subprocess.CompletedProcess(command, 82 if fails else 0, "", late)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    if late_again:
+        with pytest.raises(RepositoryError, match=r"0/5000028$"):
+            backup.backup(CONFIG, "incr")
+    else:
+        assert backup.backup(CONFIG, "incr") == "C"
+    assert calls == [
+        ["--type=incr", "backup"],
+        ["--type=incr", "--no-backup-standby", "backup"],
+    ]
+    assert "copying from the primary" in capsys.readouterr().out
+
+
 def test_a_second_repository_gets_its_own_even_if_the_first_fails(
     tool: Tool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
