@@ -1,7 +1,8 @@
 """Whether what should have been done for recovery was done: what `status` and `verify` say of it.
 
-Overdue is counted from the schedule, by the runner's own reckoning: a job is late when its last due
-time is more than LATE_S past, the stack was there then, and nothing good came after it.
+Overdue is counted from the schedule, by the runner's own reckoning: a job is late when of its due
+times that are more than LATE_S past, the last has passed with nothing good after it, and the stack
+was there then.
 
 It is asked of a node, since there need not be a runner that waits for questions: `python3 -m
 elsapg.runner.health`, with the runner's configuration (which holds no secret) as its argument.
@@ -110,8 +111,8 @@ def _judged(
             f"a {name} began {hours:.0f} h ago and has not ended: it hangs, or was killed; "
             f"{WAY_OUT[job]}"
         )
-    due = croniter(words, now).get_prev(float)
-    if done is not None and overdue(due, done, since, now):
+    due = _due(words, now)
+    if done is not None and overdue(due, done, since):
         was = f"the last good one is of {_utc(done)}" if done else "there is none"
         texts.append(f"a {name} was due {_utc(due)}, {was}; {WAY_OUT[job]}")
     return texts
@@ -122,18 +123,25 @@ def _backups(
 ) -> list[str]:
     """Whether a backup is late in one of the repositories."""
     made = backup.in_repository(info, number)
-    due = max(croniter(words, now).get_prev(float) for words in config.schedules.values())
+    due = max(_due(words, now) for words in config.schedules.values())
     last = max((float(b["timestamp"]["start"]) for b in made), default=0.0)
-    if not overdue(due, last, since, now):
+    if not overdue(due, last, since):
         return []
     where = f" in repository {number}" if config.repositories > 1 else ""
     was = f"the last one is of {_utc(last)}" if last else "there is none"
     return [f"a backup was due {_utc(due)}{where}, {was}; `elsapg backup now` takes one"]
 
 
-def overdue(due: float, done: float, since: float | None, now: float) -> bool:
-    """Whether what was due then is late. `since`: when the stack had its first backup."""
-    return since is not None and since < due and done < due and now - due > LATE_S
+def _due(words: str, now: float) -> float:
+    """The last time of a schedule that something should have come of by now: one that has only just
+    come must not hide that the one before was missed.
+    """
+    return float(croniter(words, now - LATE_S).get_prev(float))
+
+
+def overdue(due: float, done: float, since: float | None) -> bool:
+    """Whether what was due then was missed. `since`: when the stack had its first backup."""
+    return since is not None and since < due and done < due
 
 
 def _utc(seconds: float) -> str:

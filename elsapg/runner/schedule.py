@@ -150,4 +150,4 @@ def _missed(config: Config, job: str, words: str) -> bool:
     except Exception as error:
         say(f"{job}: cannot tell whether one was missed: {' '.join(str(error).split())}")
         return False
-    return health.overdue(due, done, since, now + health.LATE_S)
+    return health.overdue(due, done, since)

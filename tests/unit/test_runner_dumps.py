@@ -191,8 +191,30 @@ def test_a_source_that_fails_is_told() -> None:
     ],
 )
 def test_overdue(due: float, done: float, since: float | None, late: bool) -> None:
-    assert health.overdue(due, done, since, due + health.LATE_S + 1) is late
-    assert health.overdue(due, done, since, due + health.LATE_S - 1) is False
+    assert health.overdue(due, done, since) is late
+
+
+@pytest.mark.parametrize(
+    ("hour", "done", "due"),
+    [
+        (3.9, "12-03T04:05", None),
+        (3.9, "12-02T04:05", "12-03 04:00"),
+        # The one of today is given time, and does not hide that yesterday's was missed.
+        (4.1, "12-03T04:05", None),
+        (4.1, "12-02T04:05", "12-03 04:00"),
+        (6.1, "12-03T04:05", "12-04 04:00"),
+        (6.1, "12-04T05:30", None),
+    ],
+)
+def test_what_is_due_now_does_not_hide_what_was_missed(
+    hour: float, done: str, due: str | None
+) -> None:
+    def moment(text: str) -> float:
+        return datetime.datetime.fromisoformat(f"2026-{text}+00:00").timestamp()
+
+    now = moment("12-04T00:00") + hour * 3600
+    texts = health._judged("check", "0 4 * * *", moment(done), moment("11-01T00:00"), {}, now)
+    assert [f"was due 2026-{due}Z" in text for text in texts] == ([True] if due else [])
 
 
 def test_what_is_said_of_a_job() -> None:
