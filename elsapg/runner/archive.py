@@ -94,6 +94,9 @@ class Plan:
     """By line, the last segment in the archive: one that is missing before it is a gap."""
     to_the_end: bool = False
     """The target may lie after the line's last commit: then all of it is what was asked for."""
+    no_history: bool = False
+    """The archive began on this line, after a key or place was changed: the file that says where
+    the line comes from lies in the one before; the backup, which is of this line, needs none."""
 
 
 @dataclass(frozen=True)
@@ -228,6 +231,7 @@ class Archive:
                 if number in self.lines and self.lines[number].segments
             },
             to_the_end=target.kind in ("time", "lsn"),
+            no_history=line.number > 1 and not line.forks and backup.timeline == line.number,
         )
 
     def _one_clock(self, target: Target, now: float, fresh: bool) -> None:

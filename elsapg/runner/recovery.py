@@ -318,7 +318,8 @@ class PrivateServer:
 
 
 def _recovery_settings(plan: Plan, with_target: bool) -> dict[str, str]:
-    settings = {"recovery_target_timeline": str(plan.timeline)}
+    line = "current" if plan.no_history else str(plan.timeline)
+    settings = {"recovery_target_timeline": line}
     if not with_target or plan.kind == "latest":
         return settings
     settings[f"recovery_target_{plan.kind}"] = plan.value

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from elsapg.errors import UsageError
-from elsapg.runner import archive
+from elsapg.runner import archive, recovery
 from elsapg.runner.archive import Archive
 from elsapg.runner.pgbackrest import explain
 from elsapg.runner.target import Target, show_lsn
@@ -235,3 +235,16 @@ def test_a_time_is_refused_where_clocks_are_an_hour_apart(now: float, fresh: boo
         found.plan(at(15), now=minute(now), fresh=fresh)
     assert found.plan(at(15), timeline=1, now=minute(now + 61), fresh=fresh).timeline == 1
     assert found.plan(Target("latest"), now=minute(now), fresh=fresh).timeline == 1
+
+
+def test_an_archive_that_began_on_a_later_line_needs_no_history_of_it() -> None:
+    """After a new key or prefix: PostgreSQL would look for a history file that is not there."""
+    latest = Target("latest")
+    begun = held({2: range(20, 40)}, backups=[backup(2, 21)]).plan(latest)
+    assert (begun.timeline, begun.no_history) == (2, True)
+    assert recovery._recovery_settings(begun, True) == {"recovery_target_timeline": "current"}
+    for whole in (restored(), held({1: range(20)})):
+        plan = whole.plan(latest)
+        assert not plan.no_history
+        settings = recovery._recovery_settings(plan, True)
+        assert settings == {"recovery_target_timeline": str(plan.timeline)}
