@@ -86,10 +86,10 @@ def running_stack(
         return
     stack = f"test-{name}"
     keep = os.environ.get("ELSAPG_KEEP_STACKS", "") not in ("", "0")
+    images()
     path = stackfile.stack_file(root, stack)
     path.write_text(yaml.safe_dump({"config": _config(path, settings)}), encoding="utf-8")
     finished = False
-    images()
     try:
         done = elsapg(root, "up", "--stack", stack, "--yes")
         assert done.returncode == 0, f"elsapg up --stack {stack} failed:\n{done.stdout}"

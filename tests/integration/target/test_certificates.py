@@ -22,6 +22,7 @@ from elsapg.services import connect
 from tests.integration.target_stack import Target
 
 pytestmark = pytest.mark.docker
+
 # Run in the runner's container: it reaches every door.
 SERVED = """
 import json, socket, ssl, struct, sys
