@@ -277,12 +277,11 @@ def prepare(
     return stack
 
 
-def remove(stack: Stack) -> None:
-    """Remove a stack with its data."""
-    # The bucket too: another stack could not read what this one has encrypted.
-    stack.cluster.kubectl(
-        "delete", "namespace", stack.namespace, s3.NAMESPACE, "--ignore-not-found", timeout=240
-    )
+def remove(stack: Stack, *, bucket: bool = True) -> None:
+    """Remove a stack with its data, and the bucket that it may have shared: another stack could
+    not read what this one has encrypted."""
+    namespaces = (stack.namespace, *((s3.NAMESPACE,) if bucket else ()))
+    stack.cluster.kubectl("delete", "namespace", *namespaces, "--ignore-not-found", timeout=240)
     if stack.cluster.ours:
         system.renew_volumes(stack.cluster)
     shutil.rmtree(stack.manifests, ignore_errors=True)

@@ -93,12 +93,13 @@ def test_a_restart_takes_the_standby_first(
 
 def test_more_memory_rolls_the_pods(stack: Stack, faults: KubernetesFaults, doors: Access) -> None:
     """A pod's limits cannot change in place: each is replaced in turn, the primary's after it has
-    handed over, and nobody's transaction fails."""
+    handed over, and nobody's transaction fails. The same with less again."""
     nodes = _uids(stack, "pg")
     with continuous_writes(stack.deployment, doors) as writes:
-        _change(stack, postgres={"memory_mb": 800})
-        stack.wait_ready()
-        faults.wait_healthy()
+        for postgres in ({"memory_mb": 800}, {}):
+            _change(stack, postgres=postgres)
+            stack.wait_ready()
+            faults.wait_healthy()
         writes.wait_for_progress()
     report = writes.check()
     print(report.summary())
