@@ -88,10 +88,14 @@ class Stack:
             self.apply_namespace()
             self.run("secrets", "apply")
             self._prune()
-            said = self.kubectl(
-                "apply", "--server-side", "--recursive", "-f", str(self.manifests), timeout=120
-            )
+            said = self.apply_manifests()
         return dict(line.rsplit(" ", 1) for line in said.splitlines() if " " in line)
+
+    def apply_manifests(self) -> str:
+        """Apply what was rendered, and nothing else; what kubectl said."""
+        return self.kubectl(
+            "apply", "--server-side", "--recursive", "-f", str(self.manifests), timeout=120
+        )
 
     def apply_namespace(self) -> None:
         """The namespace alone, for what comes before everything else."""
@@ -247,7 +251,8 @@ def running_stack(
         raise
     finally:
         if os.environ.get("ELSAPG_KEEP_STACKS", "") in ("", "0"):
-            remove(stack)
+            # The bucket too: another stack could not read what this one has encrypted.
+            remove(stack, s3.NAMESPACE)
 
 
 def prepare(
@@ -277,11 +282,10 @@ def prepare(
     return stack
 
 
-def remove(stack: Stack) -> None:
-    """Remove a stack with its data."""
-    # The bucket too: another stack could not read what this one has encrypted.
+def remove(stack: Stack, *others: str) -> None:
+    """Remove a stack with its data, and other namespaces."""
     stack.cluster.kubectl(
-        "delete", "namespace", stack.namespace, s3.NAMESPACE, "--ignore-not-found", timeout=240
+        "delete", "namespace", stack.namespace, *others, "--ignore-not-found", timeout=240
     )
     if stack.cluster.ours:
         system.renew_volumes(stack.cluster)

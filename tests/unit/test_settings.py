@@ -56,11 +56,6 @@ def test_settings_are_frozen() -> None:
         ({"postgres": {"replicas": 99}}, "postgres.replicas", "less than or equal to 7"),
         ({"postgres": {"replicas": "many"}}, "postgres.replicas", "valid integer"),
         ({"postgres": 7}, "postgres", "7"),
-        (
-            {"target": "kubernetes", "recovery": {"source": "production"}},
-            "recovery.source",
-            "comes out of its own archive alone so far",
-        ),
         ({"target": "vmware"}, "target", "'docker' or 'kubernetes'"),
         ({"patroni": {"ttl": 10}}, "patroni.ttl", "greater than or equal to 20"),
         ({"encryption": {"key_ids": []}}, "encryption.key_ids", "at least 1 item"),
