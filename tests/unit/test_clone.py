@@ -4,6 +4,7 @@ what it runs, what is left to do, and that nothing of it reaches the source's ar
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
 from elsapg import stackfile
 from elsapg.cli import main
@@ -18,11 +20,11 @@ from elsapg.definition import topology as t
 from elsapg.definition.files import SOURCE_FILES
 from elsapg.errors import UsageError
 from elsapg.runner.target import Target
-from elsapg.services import clone, kept_secrets, restore, secrets, source
+from elsapg.services import clone, kept_secrets, rescue, restore, secrets, source
 from elsapg.services.clone import _own_archive
 from elsapg.services.deployment import Deployment
+from elsapg.services.lifecycle import Lifecycle, our_program
 from elsapg.services.places import Places
-from elsapg.services.rescue import of_file
 from tests.unit import kubernetes_policy as policy
 from tests.unit.kubernetes_stacks import LEAST, OTHERS, merged, objects_of, project
 from tests.unit.test_secrets_apply import ACCESS, SECRET, FakeCluster
@@ -116,9 +118,10 @@ def test_what_runs_keeps_the_rules_and_reaches_no_archive_but_its_own(tmp_path: 
     shown = {key: m for key, m in objects.items() if m["kind"] != "Secret"}
     assert not [(n, list(r(m))) for n, m in shown.items() for r in policy.RULES if list(r(m))]
     for (kind, name), manifest in shown.items():
-        # Only the nodes get what opens the source, and they start without it, too.
+        # Only the nodes get what opens the source, and nothing that they run names it: neither
+        # what archives nor what takes backups.
         text = json.dumps(manifest)
-        assert ('"source.conf"' in text) == ((kind, name) == ("StatefulSet", "pg")), name
+        assert ("source.conf" in text) == ((kind, name) == ("StatefulSet", "pg")), name
         # Of where the first one's archive is nothing is known.
         assert "/wal/" not in text and "repo1-path=/wal" not in text, name
     pod = objects["StatefulSet", "pg"]["spec"]["template"]["spec"]
@@ -129,16 +132,8 @@ def test_what_runs_keeps_the_rules_and_reaches_no_archive_but_its_own(tmp_path: 
     assert not [s["name"] for s in mounted if s is not opens and "optional" in s]
     # pgBackRest reads its own file, and what is in pgbackrest.d: neither is one of these.
     assert {i["path"] for i in opens["items"]} == set(SOURCE_FILES)
-    variables = {e["name"]: e.get("value", "") for c in pod["containers"] for e in c["env"]}
-    assert variables["PGBACKREST_CONFIG"] == "/etc/elsapg/pgbackrest.conf"
-    assert variables["PGBACKREST_CONFIG_INCLUDE_PATH"] == "/etc/elsapg/pgbackrest.d"
-    patroni = objects["ConfigMap", "pg"]["data"]["patroni.yml"]
-    assert (
-        "source"
-        not in yaml.safe_load(patroni)["bootstrap"]["dcs"]["postgresql"]["parameters"][
-            "archive_command"
-        ]
-    )
+    variables = {e["name"] for c in pod["containers"] for e in c.get("env", [])}
+    assert not [name for name in variables if name.startswith("PGBACKREST")]
 
 
 def test_without_the_order_the_nodes_are_those_of_any_stack(tmp_path: Path) -> None:
@@ -149,10 +144,11 @@ def test_without_the_order_the_nodes_are_those_of_any_stack(tmp_path: Path) -> N
     assert sorted(different) == [("ConfigMap", "pg"), ("StatefulSet", "pg")]
 
 
-def test_who_makes_it(tmp_path: Path) -> None:
+def test_who_makes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pulumi, where it runs the source from here and holds the secrets; else whoever applies."""
     root = project(tmp_path, {"first": LEAST, "by-hand": merged(
         LEAST, {"kubernetes": {"secrets": "cluster"}})})  # fmt: skip
+    monkeypatch.setattr(rescue, "_known", lambda *_: False)
     assert not clone.by_up(Deployment(root, "first"))
     for name in ("first", "by-hand"):
         Places(root).workspace(name).mkdir(parents=True)
@@ -160,10 +156,41 @@ def test_who_makes_it(tmp_path: Path) -> None:
     assert not clone.by_up(Deployment(root, "by-hand"))
     for name, wanted in (("first", True), ("by-hand", False)):
         clone.write(Deployment(root, name), MARK, None, f"of-{name}")
-        order = of_file(root, f"of-{name}", stackfile.read(root, f"of-{name}"))
+        order = rescue.of_file(root, f"of-{name}", stackfile.read(root, f"of-{name}"))
         assert (order is not None and order.source == name) is wanted
     with pytest.raises(UsageError, match="`elsapg up --stack of-first`"):
         clone.write(Deployment(root, "first"), MARK, None, "of-first")
+
+
+def test_by_pulumi_it_comes_up_with_the_order_and_once_more_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the source's keys are in its state, and what opens the source is in it no more."""
+    root = cloned(tmp_path, LEAST)
+    first, runs = FakeCluster(), []
+    monkeypatch.setenv("ELSAPG_S3_ACCESS_KEY", ACCESS)
+    monkeypatch.setenv("ELSAPG_S3_SECRET_KEY", SECRET)
+    secrets.apply(root, "first", cluster=first)
+    monkeypatch.setattr(source, "kubectl", lambda _: first)
+    monkeypatch.setattr(rescue, "_known", lambda *_: False)
+    monkeypatch.setattr(rescue, "_recovered", lambda _: {"backup": "b"})
+    monkeypatch.setattr(Deployment, "primary", lambda _: "pg-1")
+    life = Lifecycle(root, "second", Console(quiet=True))
+    monkeypatch.setattr(life, "up", lambda **_: runs.append(life.program))
+    order = rescue.of_file(root, "second", stackfile.read(root, "second"))
+    assert order == rescue.Order("before-release", 3, None, "first")
+    assert rescue.recover(life, order, None, yes=True, say=lambda _: None) == {"backup": "b"}
+    given, plain = runs
+    assert isinstance(given, functools.partial) and plain is our_program
+    recovery, keys = given.keywords["recovery"], given.keywords["keys"]
+    assert (recovery.to, recovery.timeline, recovery.source_stack) == ("before-release", 3, "first")
+    assert (recovery.source.prefix, recovery.source.access_key) == ("/wal", ACCESS)
+    assert keys == {
+        "encryption_keys": first.data("encryption-keys"),
+        "s3_access_key": ACCESS,
+        "s3_secret_key": SECRET,
+    }
+    assert rescue.pending(root, "second") is None
 
 
 def test_what_is_left_to_do(tmp_path: Path) -> None:

@@ -454,7 +454,7 @@ def test_on_kubernetes_a_clone_takes_the_keys_over_and_opens_its_source_by_a_sec
     assert "repo1-s3-key" not in secret.clear
     # It can go: neither protected, nor kept by a tool of GitOps.
     assert not secret.protect and "annotations" not in secret.inputs["metadata"]
-    assert "secret-source" in waits_for(found, "statefulset-pg")
+    assert "secret-source" in found.resources["nodes"].depends_on
 
     monkeypatch.setenv("ELSAPG_S3_ACCESS_KEY", "own")
     monkeypatch.setenv("ELSAPG_S3_SECRET_KEY", "own-secret")
