@@ -23,7 +23,7 @@ from tests.stacks import elsapg
 pytestmark = [pytest.mark.kubernetes, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 # Its place in the bucket must be an unused one, also where a stack is kept from run to run.
-CLONE = f"look{int(time.time())}"
+CLONE = f"test-look-{int(time.time())}"
 
 
 @pytest.fixture
