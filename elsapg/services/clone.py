@@ -7,6 +7,7 @@ other clone on kubernetes is applied as its source is, and `steps` says how.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import yaml
 
 from elsapg import stackfile
-from elsapg.errors import UsageError
+from elsapg.errors import UnhealthyError, UsageError
 from elsapg.runner.target import Target
 from elsapg.services.deployment import Deployment
 from elsapg.services.places import Places, write_private
@@ -54,6 +55,8 @@ def write(source: Deployment, target: Target, timeline: int | None, name: str) -
             f"interrupted clone with `elsapg {on} --stack {name}`"
         )
     _refuse_places_of(source.settings.archive, name)
+    if source.pods is not None:
+        _refuse_used_places(source, name)
     plan = Restore(source).plan(Request(target, timeline), None)
     document = _document(source, name, target, int(plan["timeline"]))
     header = _HEADER.format(source=source.stack, to=target, prefix=f"/{name}")
@@ -125,6 +128,30 @@ def _refuse_places_of(archive: ArchiveSettings, name: str) -> None:
                     f"--as {name}: its backups would go to {own} in the bucket, and its source has "
                     f"{theirs}: choose another name"
                 )
+
+
+def _refuse_used_places(source: Deployment, name: str) -> None:
+    """Raise UsageError where the source's bucket has something of this name: on kubernetes it is
+    the clone's bucket as well, and an earlier clone's key opens what is there."""
+    places = [(1, f"/{name}"), (1, f"/{name}-daily")]
+    if source.settings.archive.second is not None:
+        places.append((2, f"/{name}"))
+    node = source.any_node()
+    for number, place in places:
+        done = source.hosts.run(
+            node, "pgbackrest", f"--repo={number}", f"--repo{number}-path={place}",
+            "--output=json", "--log-level-console=off", "repo-ls",
+        )  # fmt: skip
+        try:
+            found = json.JSONDecoder().raw_decode(done.output)[0]
+        except ValueError:
+            told = " ".join(done.output.split())[:300]
+            raise UnhealthyError(f"pgBackRest on {node} cannot list {place}: {told}") from None
+        if found.keys() - {"."}:
+            raise UsageError(
+                f"--as {name}: {place} in the bucket holds something, as an earlier clone of this "
+                "name leaves it: choose another name, or remove that"
+            )
 
 
 def _copy_digests(source: Deployment, name: str) -> None:

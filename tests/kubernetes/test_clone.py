@@ -77,6 +77,10 @@ def test_a_look_at_the_past(
     _ends(look)
     assert sums(look.deployment) == before
     wait_for(look.verified, "verify is green", 120, 5)
+    # Another one of its name would find what this one has written.
+    stackfile.stack_file(look.root, CLONE).unlink()
+    again = elsapg(stack.root, "clone", "--stack", stack.name, "--to", CLONE, "--as", CLONE)
+    assert again.returncode == 2 and f"/{CLONE} in the bucket holds something" in again.stdout
 
 
 def _comes_once_it_is_opened(look: Stack) -> None:

@@ -18,23 +18,38 @@ from elsapg import stackfile
 from elsapg.cli import main
 from elsapg.definition import topology as t
 from elsapg.definition.files import SOURCE_FILES
-from elsapg.errors import UsageError
+from elsapg.errors import UnhealthyError, UsageError
 from elsapg.runner.target import Target
 from elsapg.services import clone, kept_secrets, rescue, restore, secrets, source
 from elsapg.services.clone import _own_archive
 from elsapg.services.deployment import Deployment
 from elsapg.services.lifecycle import Lifecycle, our_program
 from elsapg.services.places import Places
+from elsapg.targets.hosts import Completed
+from elsapg.targets.kubernetes.hosts import KubernetesHosts
 from tests.unit import kubernetes_policy as policy
 from tests.unit.kubernetes_stacks import LEAST, OTHERS, merged, objects_of, project
 from tests.unit.test_secrets_apply import ACCESS, SECRET, FakeCluster
 
 MARK = Target("name", "before-release")
+FREE = {
+    f"/{name}{more}" for name in ("second", "of-first", "of-by-hand") for more in ("", "-daily")
+}
 
 
 @pytest.fixture(autouse=True)
 def plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every target can be had, and of every name the bucket has something but of `second`."""
+
+    def run(_hosts: Any, node: str, *words: str) -> Completed:
+        assert (node, words[0], words[-1]) == ("pg-1", "pgbackrest", "repo-ls")
+        taken = {".": {}, "backup": {}}
+        free = words[2].partition("=")[2] in FREE
+        return Completed(0, json.dumps({".": {}} if free else taken))
+
     monkeypatch.setattr(restore.Restore, "plan", lambda *_: {"timeline": 3})
+    monkeypatch.setattr(Deployment, "any_node", lambda _: "pg-1")
+    monkeypatch.setattr(KubernetesHosts, "run", run)
 
 
 def cloned(folder: Path, values: Mapping[str, Any]) -> Path:
@@ -80,6 +95,25 @@ def test_a_name_that_is_a_place_of_the_source_is_refused(
 
 
 # -- on kubernetes -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("full", ["/second", "/second-daily", "2:/second"])
+def test_a_name_of_which_the_bucket_has_something_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
+    def run(_hosts: Any, _node: str, *words: str) -> Completed:
+        number, place = (word.partition("=")[2] for word in words[1:3])
+        there = f"2:{place}" if number == "2" else place
+        return Completed(0, '{".": {}, "x": {}}' if there == full else '{".": {}}')
+
+    monkeypatch.setattr(KubernetesHosts, "run", run)
+    root = project(tmp_path, {"first": OTHERS})
+    with pytest.raises(UsageError, match=r"--as second: /second\S* in the bucket holds something"):
+        clone.write(Deployment(root, "first"), MARK, None, "second")
+    assert not stackfile.stack_file(root, "second").exists()
+    monkeypatch.setattr(KubernetesHosts, "run", lambda *_: Completed(49, "ERROR: [049]: no S3"))
+    with pytest.raises(UnhealthyError, match=r"cannot list /second: ERROR: \[049\]: no S3"):
+        clone.write(Deployment(root, "first"), MARK, None, "second")
 
 
 def test_its_file_and_its_images(tmp_path: Path) -> None:
