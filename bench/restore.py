@@ -22,7 +22,7 @@ from elsapg.services.deployment import Deployment
 GIB = float(os.environ.get("ELSAPG_BENCH_GIB", "5"))
 GOAL_RESTORE = 5.0
 LONG = 4 * 3600
-ROWS_PER_GIB = 620_000
+ROWS_PER_GIB = 760_000
 # Made one by one; the rest repeats them under other ids, too far apart for any compression to see.
 MADE_ROWS = 150_000
 FILL = """

@@ -25,8 +25,11 @@ AGENT_PORT = 8432
 ETCD_PORT = 2379
 ETCD_PEER_PORT = 2380
 S3_PORT = 9000
-# Where a PgBouncer's pod lets a leaving primary pause it (kubernetes).
+# Where a PgBouncer's pod lets whoever stops the primary pause it, and what leads to all of them
+# (kubernetes).
 GATE_PORT = 6500
+POOLER_PODS = "pgbouncer-pods"
+GATES = f"{POOLER_PODS}:{GATE_PORT}"
 
 # Where WAL is when it has a volume of its own.
 WAL_MOUNT = "/var/lib/postgresql-wal"

@@ -1,12 +1,16 @@
 """Waits for the cluster, brings Patroni's dynamic configuration to what the stack says, and
 restarts what a reload cannot change: standbys first, then the primary.
+
+Where the pools have gates (kubernetes) they are held while the primary restarts, and no transaction
+fails. On docker those that run then do.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ import psycopg
 
 from elsapg.runner import rollout
 from elsapg.runner.config import Config
+from elsapg.runner.gates import GATES, Pair, holding
 from elsapg.runner.patroni import Member, Patroni, PatroniError, leader, wait_until
 
 UNDER_WAY = ("running custom bootstrap script", "creating replica")
@@ -181,8 +186,41 @@ def check_known(config: Config, node: str, names: list[str]) -> None:
         )
 
 
-def restart_pending(patroni: Patroni, rounds: int = 3) -> None:
-    """Restart members that wait for it: standbys first, so that the primary's pause is the last.
+Held = Callable[[str], contextlib.AbstractContextManager[object]]
+CHECKPOINT_S = 60
+
+
+def pools_held(config: Config) -> Held:
+    """Holds the pools in its block, in which the node named to it restarts; none without gates."""
+    where = os.environ.get(GATES)
+    pair = Pair(Path(config.sslrootcert), Path(config.sslcert), Path(config.sslkey))
+
+    @contextlib.contextmanager
+    def held(node: str) -> Iterator[None]:
+        if not where:
+            yield
+            return
+        _checkpoint(config, node)
+        with holding(where, pair, say) as pools:
+            yield
+        say(f"{len(pools)} pools were held meanwhile")
+
+    return held
+
+
+def _checkpoint(config: Config, node: str) -> None:
+    """Most of a restart's own, so that the pools are not held for it; as much as can be had."""
+    options = f"-c statement_timeout={CHECKPOINT_S}s"
+    with (
+        contextlib.suppress(psycopg.Error),
+        psycopg.connect(config.conninfo("postgres", node), options=options, autocommit=True) as db,
+    ):
+        db.execute("CHECKPOINT")
+
+
+def restart_pending(patroni: Patroni, held: Held = contextlib.nullcontext, rounds: int = 3) -> None:
+    """Restart members that wait for it: standbys first, so that the primary's pause is the last;
+    it is made in a block of `held`.
 
     More than one round: a standby cannot lower max_connections and its like before the primary.
     """
@@ -192,7 +230,8 @@ def restart_pending(patroni: Patroni, rounds: int = 3) -> None:
             return
         for member in pending:
             say(f"restarting {member.name} ({member.role})")
-            status, text = patroni.call(member.name, "POST", "/restart", {}, timeout=120)
+            with held(member.name) if member.leads else contextlib.nullcontext():
+                status, text = patroni.call(member.name, "POST", "/restart", {}, timeout=120)
             if status not in (200, 202):
                 raise PatroniError(f"{member.name}: restart refused: {text[:300]}")
             wait_for_cluster(patroni, timeout=120)
@@ -236,7 +275,7 @@ def run(config: Config) -> int:
     say("cluster: " + ", ".join(f"{m.name} {m.role}" for m in members))
     if any(before.values()):
         wait_until_noticed(config, patroni, before, timeout=3 * desired["loop_wait"] + 10)
-    restart_pending(patroni)
+    restart_pending(patroni, pools_held(config))
     first = leader(wait_for_cluster(patroni))
     check_known(
         config, first.name if first else patroni.nodes[0], list(desired["postgresql"]["parameters"])

@@ -1,4 +1,4 @@
-"""Holds every pool from afar, for a node that is about to leave: kubernetes only.
+"""Holds every pool from afar, for a node that is about to leave or restart: kubernetes only.
 
 Each PgBouncer pod has a gate (`images/bin/gate`), a TLS port behind which a `pool-gate` pauses that
 pod's PgBouncer. Whoever holds the connection holds the pool: when it ends, the pool resumes.
@@ -15,9 +15,14 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+# HOST:PORT that leads to every gate; unset where there are none.
+GATES = "ELSAPG_GATES"
+# As long as pool-gate holds a pool.
+HELD_S = 20.0
 # What the poolers' certificate names, whatever address a pod has.
 SERVER_NAME = "pgbouncer"
 OPEN_S = 3.0
@@ -34,6 +39,20 @@ _B = TypeVar("_B")
 
 class GateError(Exception):
     """One gate did not do what it was asked; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Files of a client certificate, its key, and the CA that it trusts."""
+
+    ca: Path
+    certificate: Path
+    key: Path
+
+    @classmethod
+    def of_node(cls, tls: Path) -> Pair:
+        """A node's own, in its folder of certificates."""
+        return cls(tls / "ca.crt", tls / "server.crt", tls / "server.key")
 
 
 class Gate:
@@ -69,16 +88,16 @@ class Gate:
         self._connection.close()
 
 
-def tls_context(tls: Path) -> ssl.SSLContext:
-    """TLS 1.3 with this node's own certificate, trusting the stack's CA only."""
-    context = ssl.create_default_context(cafile=str(tls / "ca.crt"))
+def tls_context(pair: Pair) -> ssl.SSLContext:
+    """TLS 1.3 with that certificate, trusting the stack's CA only."""
+    context = ssl.create_default_context(cafile=str(pair.ca))
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_cert_chain(tls / "server.crt", tls / "server.key")
+    context.load_cert_chain(pair.certificate, pair.key)
     return context
 
 
 @contextlib.contextmanager
-def holding(where: str, tls: Path, say: Say = lambda _: None) -> Iterator[list[str]]:
+def holding(where: str, pair: Pair, say: Say = lambda _: None) -> Iterator[list[str]]:
     """Pause every pool whose gate `where` (HOST:PORT) leads to; resume them all at the end.
 
     Yields the addresses of those that are held: none, if none can be reached. Raises nothing of
@@ -86,7 +105,7 @@ def holding(where: str, tls: Path, say: Say = lambda _: None) -> Iterator[list[s
     """
     opened: list[Gate] = []
     try:
-        context = tls_context(tls)
+        context = tls_context(pair)
         found = _each([where], resolve, "resolve", OPEN_S, say)
         opened = _each(
             found[0] if found else [],
@@ -97,7 +116,7 @@ def holding(where: str, tls: Path, say: Say = lambda _: None) -> Iterator[list[s
             late=Gate.close,
         )
     except OSError as error:
-        say(f"no pool is held: this node's certificate cannot be used: {error}")
+        say(f"no pool is held: certificate {pair.certificate} cannot be used: {error}")
     try:
         # One that is late is held all the same, and its connection ends with the others.
         held = _each(opened, _pause, "pause", PAUSE_S, say)

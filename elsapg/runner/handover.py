@@ -23,17 +23,14 @@ from pathlib import Path
 
 import psycopg
 
-from elsapg.runner.gates import holding
+from elsapg.runner.gates import GATES, HELD_S, Pair, holding
 from elsapg.runner.patroni import Member, Patroni, PatroniError, leader, wait_until
 
 CONFIG = Path("/etc/elsapg")
 SOCKETS = "/run/postgresql"
-GATES = "ELSAPG_GATES"
 # A standby that has just been rolled may not be named synchronous yet.
 CANDIDATE_S = 10.0
 CHECKPOINT_S = 20
-# As long as pool-gate holds a pool.
-HELD_S = 20.0
 
 
 def _say(text: str) -> None:
@@ -179,7 +176,8 @@ def before_stop(patroni: Patroni, me: str, gates: str | None = None) -> int:
         wait = gates and len(members) > 1 and patroni.from_any("/config").get("synchronous_mode")
         target = _await_candidate(patroni, None, CANDIDATE_S if wait else 0)
         _checkpoint(CHECKPOINT_S)
-        with holding(gates, CONFIG / "tls", _report) if gates else _nobody() as held:
+        pair = Pair.of_node(CONFIG / "tls")
+        with holding(gates, pair, _report) if gates else _nobody() as held:
             seconds = switchover(patroni, me, target.name, HELD_S if gates else 30)
         pools = f", {len(held)} pools held" if gates else ""
         _report(f"handed over to {target.name} in {seconds:.1f} s{pools}")

@@ -28,6 +28,7 @@ _CRYPTO = (
     *("cipher header invalid", "unable to flush", "[029]", "[031]", "CryptoError", "[095]"),
     *("key/value found outside of section", "FormatError"),
 )
+_S3_ERROR = re.compile(r"<Error><Code>(\w+)</Code><Message>([^<]*)</Message>")
 _AWAY = ("HostConnectError", "unable to connect", "unable to get address", "timeout", "[049]")
 
 
@@ -157,7 +158,15 @@ def explain(arguments: Sequence[str], code: int, output: str) -> str:
     # The command stands behind its options, and before its own arguments.
     command = next((word for word in arguments if not word.startswith("-")), "pgbackrest")
     hint = ""
-    if any(word in output for word in _CRYPTO):
+    refused = _S3_ERROR.search(output)
+    if refused:
+        # In the middle of headers that nobody wants to read.
+        told = told.partition(": *** ")[0]
+        hint = (
+            f"; S3 answers {refused[1]}: {refused[2]} See its keys, and elsapg:archive (endpoint, "
+            "bucket, region)"
+        )
+    elif any(word in output for word in _CRYPTO):
         hint = (
             "; it is damaged, or encrypted with another key"
             if command in ("archive-get", "restore")

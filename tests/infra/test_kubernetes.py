@@ -411,7 +411,7 @@ def _runs(cluster: Cluster, cron: str) -> Iterable[Object]:
 _OPEN = """
 from pathlib import Path
 from elsapg.runner import gates
-context = gates.tls_context(Path("/etc/elsapg/tls"))
+context = gates.tls_context(gates.Pair.of_node(Path("/etc/elsapg/tls")))
 for address in gates.resolve("pgbouncer-pods:%d"):
     try:
         gates.open_gate(address, context).close()

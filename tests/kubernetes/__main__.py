@@ -1,4 +1,4 @@
-"""The test cluster by hand: `python -m tests.kubernetes up | down | kubeconfig`."""
+"""The test cluster by hand: `python -m tests.kubernetes up | down | kubeconfig | plugin`."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ import argparse
 import sys
 
 from elsapg.errors import ElsapgError
+from tests.kubernetes import binaries
 from tests.kubernetes import cluster as c
 from tests.stacks import ROOT
 
 
 def main() -> int:
-    """Make, remove, or name the cluster of this folder."""
+    """Make, remove, or name the cluster of this folder; build Pulumi's plugin for its tests."""
     parser = argparse.ArgumentParser(prog="python -m tests.kubernetes", description=__doc__)
-    parser.add_argument("what", choices=("up", "down", "kubeconfig"))
+    parser.add_argument("what", choices=("up", "down", "kubeconfig", "plugin"))
     parser.add_argument("--workers", type=int, default=c.WORKERS)
     arguments = parser.parse_args()
     try:
         if arguments.what == "down":
             c.down(ROOT)
+            return 0
+        if arguments.what == "plugin":
+            print(binaries.plugin(ROOT, print))
             return 0
         if arguments.what == "up":
             found: c.Cluster | None = c.up(ROOT, print, arguments.workers)

@@ -35,6 +35,10 @@ RENAMED = {"cmd": "kube-network-policies"}
 PAUSE_IMAGE = "localhost/pause:1"
 COREDNS_IMAGE = "localhost/coredns:1"
 
+PLUGIN = "pulumi-resource-kubernetes"
+# Of the commit that is pinned; its module bears no version.
+PLUGIN_VERSION = "v4.25.0"
+_PLUGIN_MODULE = "github.com/pulumi/pulumi-kubernetes/provider/v4"
 _VERSION = "k8s.io/component-base/version"
 
 
@@ -60,6 +64,33 @@ def ensure(root: Path, say: Callable[[str], None]) -> Path:
     write_private(stamp, wanted)
     say(f"building Kubernetes {version}: done ({time.monotonic() - started:.1f} s)")
     return here
+
+
+def plugin(root: Path, say: Callable[[str], None]) -> Path:
+    """Build Pulumi's plugin from `tools/plugin/go.mod`, beside the others; returns its path.
+
+    Not of `ensure`: half an hour of CPU, for the one file of tests that is skipped without it.
+    """
+    tools, target = root / "tools" / "plugin", folder(root) / "bin" / PLUGIN
+    target.parent.mkdir(parents=True, exist_ok=True)
+    say(f"building {PLUGIN} (half an hour of CPU, the first time) ...")
+    flags = f"-s -w -X {_PLUGIN_MODULE}/pkg/version.Version={PLUGIN_VERSION}"
+    try:
+        process.run(
+            ["nice", "go", "build", "-trimpath", "-ldflags", flags, "-o", target, "."],
+            cwd=tools,
+            env={"CGO_ENABLED": "0"},
+            timeout=2 * 3600,
+        )
+        found = process.run(
+            ["go", "list", "-m", "-f", "{{.Dir}}", _PLUGIN_MODULE], cwd=tools, timeout=60
+        )
+    except process.CommandFailedError as error:
+        raise MissingError(f"cannot build {PLUGIN}: {error}") from None
+    source = Path(found.stdout.strip()) / "cmd" / PLUGIN
+    for name in ("schema.json", "terraform-mapping.json"):
+        (target.parent / name).write_bytes((source / name).read_bytes())
+    return target
 
 
 def _stamp(root: Path) -> str:

@@ -251,8 +251,7 @@ def running_stack(
         raise
     finally:
         if os.environ.get("ELSAPG_KEEP_STACKS", "") in ("", "0"):
-            # The bucket too: another stack could not read what this one has encrypted.
-            remove(stack, s3.NAMESPACE)
+            remove(stack)
 
 
 def prepare(
@@ -282,11 +281,11 @@ def prepare(
     return stack
 
 
-def remove(stack: Stack, *others: str) -> None:
-    """Remove a stack with its data, and other namespaces."""
-    stack.cluster.kubectl(
-        "delete", "namespace", stack.namespace, *others, "--ignore-not-found", timeout=240
-    )
+def remove(stack: Stack, *, bucket: bool = True) -> None:
+    """Remove a stack with its data, and the bucket that it may have shared: another stack could
+    not read what this one has encrypted."""
+    namespaces = (stack.namespace, *((s3.NAMESPACE,) if bucket else ()))
+    stack.cluster.kubectl("delete", "namespace", *namespaces, "--ignore-not-found", timeout=240)
     if stack.cluster.ours:
         system.renew_volumes(stack.cluster)
     shutil.rmtree(stack.manifests, ignore_errors=True)

@@ -73,11 +73,18 @@ def test_figures_that_reload_restart_nothing(
     assert _uids(stack, "pgbouncer") == poolers
 
 
-def test_a_restart_takes_the_standby_first(stack: Stack, faults: KubernetesFaults) -> None:
-    """PostgreSQL restarts inside its pods; no pod is replaced."""
+def test_a_restart_takes_the_standby_first(
+    stack: Stack, faults: KubernetesFaults, doors: Access
+) -> None:
+    """PostgreSQL restarts inside its pods; no pod is replaced, and nobody's transaction fails."""
     nodes = _uids(stack, "pg")
-    _change(stack, postgres={"max_connections": 101})
-    stack.wait_bootstrapped()
+    with continuous_writes(stack.deployment, doors) as writes:
+        _change(stack, postgres={"max_connections": 101})
+        stack.wait_bootstrapped()
+        writes.wait_for_progress()
+    report = writes.check()
+    print(report.summary())
+    assert (report.errors, report.lost) == (0, 0), report.summary()
     assert _settings(stack, "max_connections") == {"101"}
     assert not any(m.get("pending_restart") for m in stack.deployment.members())
     assert _uids(stack, "pg") == nodes
@@ -86,12 +93,13 @@ def test_a_restart_takes_the_standby_first(stack: Stack, faults: KubernetesFault
 
 def test_more_memory_rolls_the_pods(stack: Stack, faults: KubernetesFaults, doors: Access) -> None:
     """A pod's limits cannot change in place: each is replaced in turn, the primary's after it has
-    handed over, and nobody's transaction fails."""
+    handed over, and nobody's transaction fails. The same with less again."""
     nodes = _uids(stack, "pg")
     with continuous_writes(stack.deployment, doors) as writes:
-        _change(stack, postgres={"memory_mb": 800})
-        stack.wait_ready()
-        faults.wait_healthy()
+        for postgres in ({"memory_mb": 800}, {}):
+            _change(stack, postgres=postgres)
+            stack.wait_ready()
+            faults.wait_healthy()
         writes.wait_for_progress()
     report = writes.check()
     print(report.summary())

@@ -33,7 +33,7 @@ def look(stack: Stack) -> Iterator[Stack]:
     try:
         yield found
     finally:
-        remove(found)
+        remove(found, bucket=False)
 
 
 def test_a_look_at_the_past(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -108,6 +110,20 @@ class Cluster:
 def restart(cluster: Cluster) -> list[str]:
     restart_pending(cluster)  # type: ignore[arg-type]
     return cluster.restarted
+
+
+def test_the_pools_are_held_for_the_primary_alone() -> None:
+    cluster = Cluster("pg-1", "pg-2")
+    seen: list[tuple[str, str]] = []
+
+    @contextlib.contextmanager
+    def held(node: str) -> Iterator[None]:
+        seen.append((node, " ".join(cluster.restarted)))
+        yield
+        seen.append((node, " ".join(cluster.restarted)))
+
+    restart_pending(cluster, held)  # type: ignore[arg-type]
+    assert seen == [("pg-2", "pg-1"), ("pg-2", "pg-1 pg-2")]
 
 
 def test_the_primary_is_restarted_last() -> None:

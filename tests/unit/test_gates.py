@@ -16,7 +16,7 @@ import pytest
 
 from elsapg.pki import make_ca, make_certificate
 from elsapg.runner import gates, handover
-from elsapg.runner.gates import holding
+from elsapg.runner.gates import Pair, holding
 from elsapg.runner.patroni import PatroniError, _member
 
 CA = make_ca("elsapg test", 10)
@@ -110,7 +110,7 @@ WHERE = "pgbouncer-pods:6500"
 
 def test_every_pool_is_held_and_resumes(gate: MakeGate, node: Path) -> None:
     made = [gate(), gate(), gate()]
-    with holding(WHERE, node) as held:
+    with holding(WHERE, Pair.of_node(node)) as held:
         assert held == [g.name for g in made]
         assert [g.heard for g in made] == [["pause"]] * 3
     assert [g.heard for g in made] == [["pause", "resume"]] * 3
@@ -119,7 +119,7 @@ def test_every_pool_is_held_and_resumes(gate: MakeGate, node: Path) -> None:
 
 def test_what_goes_wrong_in_between_still_ends_every_connection(gate: MakeGate, node: Path) -> None:
     one = gate()
-    with pytest.raises(TimeoutError), holding(WHERE, node):
+    with pytest.raises(TimeoutError), holding(WHERE, Pair.of_node(node)):
         raise TimeoutError("pg-2 did not take over")
     # The end of the connection is what resumes the pool.
     assert one.closed.wait(5)
@@ -129,7 +129,7 @@ def test_what_goes_wrong_in_between_still_ends_every_connection(gate: MakeGate, 
 def test_a_pool_that_refuses_is_left_out(gate: MakeGate, node: Path) -> None:
     told: list[str] = []
     good, busy = gate(), gate(pause="refused: running transactions did not end within 4 s")
-    with holding(WHERE, node, told.append) as held:
+    with holding(WHERE, Pair.of_node(node), told.append) as held:
         assert held == [good.name]
     assert told == [
         f"gate {busy.name} does not pause: refused: running transactions did not end within 4 s"
@@ -144,7 +144,7 @@ def test_a_gate_that_says_nothing_holds_up_nobody(
     monkeypatch.setattr(gates, "PAUSE_S", 0.3)
     good, mute = gate(), gate(pause=None)
     start = time.monotonic()
-    with holding(WHERE, node) as held:
+    with holding(WHERE, Pair.of_node(node)) as held:
         assert held == [good.name]
         assert time.monotonic() - start < 2
     assert mute.closed.wait(5)
@@ -163,7 +163,7 @@ def test_a_gate_that_opens_late_is_closed_again(
             super().__init__(*arguments, timeout=5)
 
     monkeypatch.setattr(gates, "Gate", Slow)
-    with holding(WHERE, node) as held:
+    with holding(WHERE, Pair.of_node(node)) as held:
         assert held == []
     assert late.closed.wait(5)
     assert late.heard == []
@@ -175,7 +175,7 @@ def test_names_that_do_not_resolve_are_told(node: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(gates.socket, "getaddrinfo", unknown)
     told: list[str] = []
-    with holding(WHERE, node, told.append) as held:
+    with holding(WHERE, Pair.of_node(node), told.append) as held:
         assert held == []
     assert "pgbouncer-pods:6500" in told[0]
     assert "Name or service not known" in told[0]
@@ -188,7 +188,7 @@ def test_a_resolver_that_never_answers_holds_up_nobody(
     answered = threading.Event()
     monkeypatch.setattr(gates.socket, "getaddrinfo", lambda *_, **__: answered.wait(5) and [])
     start = time.monotonic()
-    with holding(WHERE, node) as held:
+    with holding(WHERE, Pair.of_node(node)) as held:
         assert held == []
     assert time.monotonic() - start < 2
     answered.set()
@@ -204,7 +204,7 @@ def test_only_a_pooler_of_this_stack_is_spoken_to(
         write_pair(tmp_path / "other", "pgbouncer", ["pgbouncer"], ca=STRANGER)
     told: list[str] = []
     other = gate(tls=tmp_path / "other")
-    with holding(WHERE, node, told.append) as held:
+    with holding(WHERE, Pair.of_node(node), told.append) as held:
         assert held == []
     assert "certificate verify failed" in told[0]
     assert other.heard == []
@@ -212,7 +212,7 @@ def test_only_a_pooler_of_this_stack_is_spoken_to(
 
 def test_a_node_without_its_certificate_still_stops(gate: MakeGate, tmp_path: Path) -> None:
     told: list[str] = []
-    with holding(WHERE, tmp_path / "nothing", told.append) as held:
+    with holding(WHERE, Pair.of_node(tmp_path / "nothing"), told.append) as held:
         assert held == []
     assert told[0].startswith("no pool is held")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from elsapg.runner.gates import Gate, GateError, tls_context
+from elsapg.runner.gates import Gate, GateError, Pair, tls_context
 from tests.unit.conftest import write_command
 from tests.unit.test_gates import CA, STRANGER, write_pair
 
@@ -335,7 +335,7 @@ def test_a_node_holds_a_pool_through_the_gate(psql: Path, pooler: Path, node: Pa
     with gate(pooler) as (port, _):
         # What a killed predecessor had paused.
         assert asked(psql) == ["RESUME"]
-        connection = Gate(("127.0.0.1", port), tls_context(node))
+        connection = Gate(("127.0.0.1", port), tls_context(Pair.of_node(node)))
         connection.expect("ready", 5)
         connection.ask("pause", "paused", 5)
         assert asked(psql) == ["RESUME", "PAUSE"]
@@ -347,7 +347,7 @@ def test_a_node_holds_a_pool_through_the_gate(psql: Path, pooler: Path, node: Pa
 @needs_socat
 def test_a_node_that_is_gone_holds_nothing(psql: Path, pooler: Path, node: Path) -> None:
     with gate(pooler) as (port, _):
-        connection = Gate(("127.0.0.1", port), tls_context(node))
+        connection = Gate(("127.0.0.1", port), tls_context(Pair.of_node(node)))
         connection.expect("ready", 5)
         connection.ask("pause", "paused", 5)
         connection.close()
@@ -381,7 +381,7 @@ def test_new_certificates_are_served_and_sessions_go_on(
     psql: Path, pooler: Path, node: Path
 ) -> None:
     def served(port: int) -> bytes:
-        connection = Gate(("127.0.0.1", port), tls_context(node))
+        connection = Gate(("127.0.0.1", port), tls_context(Pair.of_node(node)))
         found = connection._connection.getpeercert(binary_form=True)
         connection.close()
         assert found
@@ -389,7 +389,7 @@ def test_new_certificates_are_served_and_sessions_go_on(
 
     with gate(pooler) as (port, process):
         before = served(port)
-        held = Gate(("127.0.0.1", port), tls_context(node))
+        held = Gate(("127.0.0.1", port), tls_context(Pair.of_node(node)))
         held.expect("ready", 5)
         held.ask("pause", "paused", 5)
         write_pair(pooler / "tls", "pgbouncer", ["pgbouncer"])

@@ -124,6 +124,30 @@ def test_what_a_person_types(hosts: KubernetesHosts) -> None:
     assert "-l app.kubernetes.io/component=pgbouncer" in there.remedy("pgbouncer-9")
 
 
+@pytest.mark.parametrize(
+    ("kept", "command"),
+    [("cluster", "secrets apply --stack test"), ("pulumi", "up --refresh --stack test")],
+)
+def test_what_a_pod_waits_for_is_told(kubectl: FakeKubectl, kept: str, command: str) -> None:
+    kubectl.on("get events", {"items": [
+        _event("pg-1", "FailedMount", "volume tls: secret \"tls-pg\" not found", "09:00"),
+        _event("pg-1", "FailedScheduling", "older", "08:00"),
+        _event("pg-1", "Unhealthy", "a probe", "10:00"),
+        _event("pg-2", "FailedMount", "of another", "11:00"),
+    ]})  # fmt: skip
+    there = KubernetesHosts("test", settings(namespace="elsapg-test", secrets=kept))
+    assert there.remedy("pg-1") == (
+        '`kubectl -n elsapg-test describe pod pg-1` says more: volume tls: secret "tls-pg" not '
+        f"found (`elsapg {command}` makes it)"
+    )
+
+
+def _event(pod: str, reason: str, message: str, at: str) -> dict[str, Any]:
+    when = f"2026-01-01T{at}:00Z"
+    about = {"kind": "Pod", "name": pod}
+    return {"involvedObject": about, "reason": reason, "message": message, "lastTimestamp": when}
+
+
 def test_the_context_of_the_stacks_file_is_used(kubectl: FakeKubectl) -> None:
     kubectl.on("exec", "ok")
     KubernetesHosts("test", settings(context="prod")).run("pg-1", "true")
@@ -251,10 +275,11 @@ def test_no_pods_and_no_right_to_see_namespaces(
     [
         ('error: context "prod" does not exist', MissingError, "get-contexts"),
         (
+            'E1126 06:16:23.963338     906 memcache.go:265] "Unhandled Error" err="refused"\n'
             "The connection to the server localhost:8080 was refused - did you specify the right "
             "host or port?",
             MissingError,
-            "knows no cluster .*KUBECONFIG",
+            r"knows no cluster \(The connection .*KUBECONFIG",
         ),
         (
             "error: You must be logged in to the server (Unauthorized)",

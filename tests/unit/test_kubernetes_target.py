@@ -362,6 +362,7 @@ def test_every_way_between_pods_is_opened_on_both_sides() -> None:
         ("pg", "pg", 5432), ("pg", "pg", 8008), ("pg", "pgbouncer", 6500),
         ("pgbouncer", "pg", 5432),
         ("runner", "pg", 5432), ("runner", "pg", 8008), ("runner", "pg", 8432),
+        ("runner", "pgbouncer", 6500),
     }  # fmt: skip
 
 

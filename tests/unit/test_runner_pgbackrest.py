@@ -12,6 +12,7 @@ from elsapg.runner.pgbackrest import (
     SETTLES_S,
     Repository,
     RepositoryError,
+    explain,
     settle,
     unreadable,
 )
@@ -90,6 +91,19 @@ def test_one_that_is_away_does_not_matter_to_a_restore(tool: Tool) -> None:
     tool.away = {1, 2}
     with pytest.raises(RepositoryError, match="S3 does not answer"):
         Repository().archive()
+
+
+def test_what_s3_says_is_told_without_its_headers() -> None:
+    output = """ERROR: [099]: HTTP request failed with 404 (Not Found): *** Path/Query ***: GET /b/
+            authorization: <redacted>
+            *** Response Content ***:
+            <?xml version="1.0" encoding="UTF-8"?>
+            <Error><Code>NoSuchBucket</Code><Message>The bucket does not exist.</Message></Error>"""
+    assert explain(["--stanza=elsa", "info"], 99, output) == (
+        "pgbackrest info failed (99): ERROR: [099]: HTTP request failed with 404 (Not Found); S3 "
+        "answers NoSuchBucket: The bucket does not exist. See its keys, and elsapg:archive "
+        "(endpoint, bucket, region)"
+    )
 
 
 def test_a_gap_of_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:

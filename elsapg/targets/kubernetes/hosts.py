@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import re
 import secrets
 import subprocess
 import threading
@@ -89,7 +90,17 @@ class KubernetesHosts:
             what: tuple[str, ...] = ("pods", "-l", f"{COMPONENT}={POOLERS}")
         else:
             what = ("pod", self.physical(unit))
-        return f"`{self.kubectl.line('describe', *what)}` says why"
+        line = self.kubectl.line("describe", *what)
+        told = self._warned(what[1]) if what[0] == "pod" else ""
+        return f"`{line}` says {f'more{told}{self._makes(told)}' if told else 'why'}"
+
+    def _makes(self, told: str) -> str:
+        """Who makes a Secret that a pod waits for."""
+        if not re.search(r"secret \S+ not found", told):
+            return ""
+        command = {"cluster": "secrets apply", "pulumi": "up --refresh"}
+        wanted = command.get(self._settings.kubernetes.secrets)
+        return f" (`elsapg {wanted} --stack {self._stack}` makes it)" if wanted else ""
 
     # -- commands ------------------------------------------------------------------------------
 
@@ -222,14 +233,23 @@ class KubernetesHosts:
             # The server ends a watch now and then; if it was something else, this says what.
             self.kubectl.run("get", "job", job)
 
-    def _warned(self, job: str) -> str:
-        """The cluster's last warning about a Job or its pod."""
+    def _warned(self, name: str) -> str:
+        """The cluster's last warning about a pod, or a Job and its pod."""
         try:
             found = self.kubectl.json("get", "events", "--field-selector=type=Warning")
         except ElsapgError:
             return ""
-        about = [e for e in found["items"] if e["involvedObject"].get("name", "").startswith(job)]
-        return f": {' '.join(about[-1]['message'].split())[:300]}" if about else ""
+        # A probe that fails says that something is wrong, and not what.
+        about = [
+            event
+            for event in found["items"]
+            if event["involvedObject"].get("name", "").startswith(name)
+            and event.get("reason") != "Unhealthy"
+        ]
+        if not about:
+            return ""
+        last = max(about, key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or "")
+        return f": {' '.join(last['message'].split())[:300]}"
 
 
 # Not by tabs: kubectl makes columns of those.

@@ -45,6 +45,8 @@ def policies(place: Place) -> list[Manifest]:
         _egress(place, "runner-to-nodes", RUNNER, [nodes], console),
         _ingress(place, "gates-from-nodes", POOLERS, [nodes], (t.GATE_PORT,)),
         _egress(place, "nodes-to-gates", NODES, [poolers], (t.GATE_PORT,)),
+        _ingress(place, "gates-from-runner", POOLERS, [runner], (t.GATE_PORT,)),
+        _egress(place, "runner-to-gates", RUNNER, [poolers], (t.GATE_PORT,)),
         # The API server is outside of all pods; its Service's port may be translated before
         # or after a policy looks.
         _egress(place, "nodes-to-api-server", NODES, api_server, (443, 6443)),

@@ -204,7 +204,7 @@ def _environment(node: t.Unit) -> list[Manifest]:
             "PATRONI_RESTAPI_CONNECT_ADDRESS": f"{name}:{t.PATRONI_PORT}",
             "PATRONI_POSTGRESQL_CONNECT_ADDRESS": f"{name}:{t.PG_PORT}",
             # Whom to ask to hold the pools while this node hands over.
-            "ELSAPG_GATES": f"pgbouncer-pods:{t.GATE_PORT}",
+            "ELSAPG_GATES": t.GATES,
         },
         {
             "PATRONI_NAME": "metadata.name",

@@ -14,7 +14,6 @@ from elsapg.targets.kubernetes.nodes import disruption_budget
 from elsapg.targets.kubernetes.objects import Component, Manifest, Place, selector
 
 GATE = "gate"
-PODS_SERVICE = "pgbouncer-pods"
 
 
 class Poolers(Component):
@@ -44,7 +43,7 @@ def _services(place: Place) -> list[Manifest]:
         place.manifest(
             "v1",
             "Service",
-            PODS_SERVICE,
+            t.POOLER_PODS,
             POOLERS,
             spec={
                 "clusterIP": "None",

@@ -93,7 +93,8 @@ def _task_files(place: Place, task: t.Task) -> tuple[File, ...]:
 
 def bootstrap_manifest(place: Place) -> Manifest:
     """The tasks in their order. Each sees only its own files: the superuser's key ends with the
-    task that needs it. The first one waits for pods that are being replaced, and is told of them.
+    task that needs it. The first one waits for pods that are being replaced, and is told of them;
+    it holds the pools while it restarts a primary.
 
     A Job never changes: another image (with the SQL in it) or configuration is another Job.
     """
@@ -102,7 +103,7 @@ def bootstrap_manifest(place: Place) -> Manifest:
     volumes = [pods.config_volume(_task_files(place, k), k.name, names[k.name]) for k in tasks]
     runs = [_container(place, k.name, k.command, names[k.name]) for k in tasks]
     runs[0]["volumeMounts"].append(pods.TOKEN_MOUNT)
-    runs[0]["env"] = pods.environment({"ELSAPG_STATEFULSET": NODES})
+    runs[0]["env"] = pods.environment({"ELSAPG_GATES": t.GATES, "ELSAPG_STATEFULSET": NODES})
     spec = {
         "backoffLimit": 6,
         "activeDeadlineSeconds": 2 * sum(k.timeout_s for k in tasks),
