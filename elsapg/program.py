@@ -53,7 +53,8 @@ class Rescue:
 def program(stack: str, settings: Settings, root: Path, rescue: Rescue | None = None) -> None:
     """Register every resource of the stack. Runs inside a Pulumi program.
 
-    `rescue`: for a stack that comes out of a repository, while it does; only on docker so far.
+    `rescue`: for a stack that comes out of a repository, while it does; on kubernetes out of that
+    of another stack, where Pulumi holds the secrets.
     """
     if not settings.database.provisioned:
         # To register nothing would be to ask for the removal of all that an earlier run made.
@@ -62,7 +63,7 @@ def program(stack: str, settings: Settings, root: Path, rescue: Rescue | None = 
             f"there to deploy; `elsapg appsettings --stack {stack}` prints Elsa's settings"
         )
     if settings.target == "kubernetes":
-        _on_kubernetes(stack, settings, root)
+        _on_kubernetes(stack, settings, root, rescue)
     else:
         _on_docker(stack, settings, rescue)
 
@@ -104,7 +105,7 @@ def _on_docker(stack: str, settings: Settings, rescue: Rescue | None) -> None:
     pulumi.export("direct_port", settings.docker.direct_port)
 
 
-def _on_kubernetes(stack: str, settings: Settings, root: Path) -> None:
+def _on_kubernetes(stack: str, settings: Settings, root: Path, rescue: Rescue | None) -> None:
     k = settings.kubernetes
     namespace = t.namespace(stack, settings)
     pulumi.export("namespace", namespace)
@@ -113,12 +114,16 @@ def _on_kubernetes(stack: str, settings: Settings, root: Path) -> None:
         place_on_kubernetes(stack, settings, root, None, None)
         return
     keep = pulumi.ResourceOptions(protect=settings.protect)
+    kept = rescue.escrow if rescue and rescue.escrow else Escrow()
     stashes = _passwords(keep)
-    cipher = _ciphers(settings, keep)
+    cipher = _ciphers(settings, keep, kept.repository_cipher)
     given: tuple[pulumi.Input[str], pulumi.Input[str]] = ("", "")
     if settings.archive.credentials == "keys":
-        given = (_given("s3-access-key", keep), _given("s3-secret-key", keep))
-    keys = _encryption_keys(settings, keep)
+        given = (
+            _given("s3-access-key", keep, kept.s3_access_key),
+            _given("s3-secret-key", keep, kept.s3_secret_key),
+        )
+    keys = _encryption_keys(settings, keep, kept.encryption_keys)
     authority: CertificateAuthority | None = None
     pairs: dict[str, Certificate] = {}
     if not k.cert_manager:
@@ -126,7 +131,8 @@ def _on_kubernetes(stack: str, settings: Settings, root: Path) -> None:
         authority, pairs = _certificates(stack, settings, names, keep)
         pulumi.export("ca", authority.certificate)
     known = _known(authority, pairs, stashes, given, cipher)
-    place_on_kubernetes(stack, settings, root, known, pulumi.Output.all(**keys))
+    source = rescue.recovery.source if rescue else None
+    place_on_kubernetes(stack, settings, root, known, pulumi.Output.all(**keys), source)
     _export(settings, stashes, keys)
 
 
@@ -216,10 +222,15 @@ def _export(
     )
 
 
-def _given(name: str, keep: pulumi.ResourceOptions) -> pulumi.Output[str]:
-    """A secret that somebody else has made: from the environment, kept until another is given."""
+def _given(
+    name: str, keep: pulumi.ResourceOptions, otherwise: str | None = None
+) -> pulumi.Output[str]:
+    """A secret that somebody else has made: from the environment, kept until another is given.
+
+    `otherwise`: what it is where the environment has none.
+    """
     variable = f"ELSAPG_{name.upper().replace('-', '_')}"
-    value = os.environ.get(variable, "")
+    value = os.environ.get(variable, "") or otherwise or ""
     # Without the variable the value of the last time stays, if there was one.
     opts = keep if value else _once(keep)
     kept = pulumi.Stash(name, input=pulumi.Output.secret(value), opts=opts).output

@@ -517,7 +517,7 @@ class RecoverySettings(_Model):
     source: str | None = Field(
         default=None,
         pattern=r"^[a-z][a-z0-9-]{0,29}$",
-        description="The stack whose backups it is made of (docker); unset: itself (kubernetes).",
+        description="The stack whose backups it is made of; unset: itself (kubernetes).",
     )
     to: str = Field(
         default="latest",

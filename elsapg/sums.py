@@ -208,17 +208,9 @@ _ONLY: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def _recovery(s: Settings) -> Iterator[Finding]:
-    """Whose backups a stack may come out of: which one is each target's own affair so far."""
+    """Whose backups a stack may come out of, and to where."""
     if s.recovery is None:
         return
-    if s.target == "kubernetes" and s.recovery.source is not None:
-        yield _finding(
-            "recovery.source",
-            s.recovery.source,
-            "on kubernetes a stack comes out of its own archive alone so far (docs/recovery.md: "
-            "what is not done); remove it for that, or the whole of recovery for an empty database",
-            "target",
-        )
     if s.target == "docker" and s.recovery.source is None:
         yield _finding(
             "recovery.source",

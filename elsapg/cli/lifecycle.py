@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from elsapg.cli import debugging
+from elsapg.cli.manifests import secrets_apply
 from elsapg.cli.options import DEFAULT_STACK, Stack, Yes
 
 if TYPE_CHECKING:
@@ -123,7 +124,9 @@ def clone(
     """Make a second stack from this one's backups, with its own passwords, CA and archive.
 
     Its jobs are off until `elsapg:jobs` says otherwise. Stopped anywhere, `elsapg up` of the new
-    stack goes on.
+    stack goes on. On kubernetes, unless Pulumi runs the stack from here, its file and its Secrets
+    are made (S3's keys as `elsapg secrets apply` takes them, else the source's), and what comes
+    next is said.
 
     Example:
 
@@ -133,10 +136,13 @@ def clone(
     from elsapg.runner import target as targets  # noqa: PLC0415
     from elsapg.services import clone as service  # noqa: PLC0415
 
-    wanted = targets.parse(to)
-    path = service.write(deployment(stack), wanted, timeline, name)
+    wanted, source = targets.parse(to), deployment(stack)
+    path = service.write(source, wanted, timeline, name)
     print(f"wrote {path}")
-    up(stack=name, yes=yes)
+    if service.by_up(source):
+        up(stack=name, yes=yes)
+    else:
+        secrets_apply(name)
 
 
 def preview(

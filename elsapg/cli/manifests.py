@@ -72,21 +72,26 @@ def secrets_apply(stack: Stack) -> None:
 
     Needs kubectl, and the right to create Secrets in the namespace. S3's keys are taken from
     ELSAPG_S3_ACCESS_KEY and ELSAPG_S3_SECRET_KEY (or the files that ELSAPG_S3_ACCESS_KEY_FILE and
-    ELSAPG_S3_SECRET_KEY_FILE name), or asked for. Nothing that is there is overwritten.
+    ELSAPG_S3_SECRET_KEY_FILE name), or asked for. Nothing that is there is overwritten. For a stack
+    that is made of another one (elsapg:recovery) it also makes what opens that one's backups.
 
     Example, also nightly, for the certificates:
 
         elsapg secrets apply -s production
     """
+    from elsapg.services import clone  # noqa: PLC0415
     from elsapg.services import secrets as service  # noqa: PLC0415
     from elsapg.services.places import find_root  # noqa: PLC0415
 
-    done = service.apply(find_root(), stack, _ask())
-    for verb, names in (("made", done.made), ("changed", done.changed), ("kept", done.kept)):
+    root = find_root()
+    done = vars(service.apply(root, stack, _ask()))
+    for verb, names in done.items():
         for name in names:
             print(f"{verb:<8} {name}")
-    if not (done.made or done.changed or done.kept):
+    if not any(done.values()):
         print("no Secret is this command's to make: the stack's file says who makes them")
+    if left := clone.steps(root, stack):
+        print(f"\n{left}")
 
 
 def _ask() -> Callable[[str], str] | None:

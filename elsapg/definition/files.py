@@ -27,6 +27,7 @@ from elsapg.definition.secrets import (
     SUPERUSER,
     Recovery,
     Secrets,
+    Source,
     key_pair_of,
 )
 from elsapg.settings import Settings
@@ -39,13 +40,15 @@ class File:
     """A file below `/etc/elsapg`; `mode` is octal permissions, owner root, group 999.
 
     `kept_in`: the secret that it comes from, by the name that a target may give it: `repository`,
-    `roles`, `s3`, or `tls-<pair>` for a key pair with its CA. None: nothing in it is one.
+    `roles`, `s3`, `source`, or `tls-<pair>` for a key pair with its CA. None: nothing in it is one.
+    `optional`: that secret may be absent, and then so is the file.
     """
 
     path: str
     content: str
     mode: int = 0o640
     kept_in: str | None = None
+    optional: bool = False
 
     @property
     def secret(self) -> bool:
@@ -172,12 +175,30 @@ def _recovery(settings: Settings, secrets: Secrets) -> tuple[File, ...]:
     if order is None:
         return ()
     wanted = {"to": order.to, "timeline": order.timeline, "backup": order.backup}
+    if order.source_stack is not None:
+        # Without what opens that one's repository nothing is made, least of all an empty database.
+        wanted["source"] = order.source_stack
     files = [File("recovery.json", json.dumps(wanted, indent=2))]
     if order.source is not None:
-        files.append(_file("source.conf", "source.conf.j2", settings, source=order.source))
-        if order.source.ca:
-            files.append(File("source-ca.crt", order.source.ca))
+        files += [f for f in source_secret(settings, order.source) if f.content]
+    elif order.source_stack is not None:
+        files += [File(path, "", kept_in="source", optional=True) for path in SOURCE_FILES]
     return tuple(files)
+
+
+SOURCE_FILES = ("source.conf", "source-ca.crt")
+
+
+def source_secret(settings: Settings, source: Source) -> tuple[File, ...]:
+    """What opens the repository of the stack that this one is made of; only restoring reads it.
+
+    The CA's file is empty where a public one signed.
+    """
+    content = render("source.conf.j2", settings, source=source)
+    return tuple(
+        File(path, text, kept_in="source", optional=True)
+        for path, text in zip(SOURCE_FILES, (content, source.ca), strict=True)
+    )
 
 
 def _own_recovery(settings: Settings) -> Recovery | None:
@@ -186,7 +207,7 @@ def _own_recovery(settings: Settings) -> Recovery | None:
     wanted = settings.recovery
     if settings.target != "kubernetes" or wanted is None:
         return None
-    return Recovery(wanted.to, wanted.timeline)
+    return Recovery(wanted.to, wanted.timeline, source_stack=wanted.source)
 
 
 def _etcd(name: str, settings: Settings, secrets: Secrets) -> tuple[File, ...]:

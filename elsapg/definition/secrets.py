@@ -65,7 +65,10 @@ class KeyPair:
 
 @dataclass(frozen=True)
 class Source:
-    """Another stack's repository, to recover from: where it is, and what opens it. Read only."""
+    """Another stack's repository, to recover from: where it is, and what opens it. Read only.
+
+    Without keys (both empty) the pods' own identity opens the bucket.
+    """
 
     host: str
     port: int
@@ -81,12 +84,16 @@ class Source:
 
 @dataclass(frozen=True)
 class Recovery:
-    """A stack that comes out of a repository. `source` None: its own."""
+    """A stack that comes out of a repository: its own, or that of stack `source_stack`.
+
+    `source`: what opens that one; None on kubernetes, where it comes by a Secret of its own.
+    """
 
     to: str
     timeline: int | None = None
     backup: str | None = None
     source: Source | None = None
+    source_stack: str | None = None
 
 
 @dataclass(frozen=True)

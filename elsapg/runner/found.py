@@ -9,7 +9,6 @@ the repository, the stack's own or another one's (/etc/elsapg/source.conf), whic
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ from typing import Any
 import psycopg
 
 from elsapg.errors import DeploymentError, ElsapgError
-from elsapg.runner import recovery, target
+from elsapg.runner import kube, recovery, target
 from elsapg.runner.archive import Plan
 from elsapg.runner.pgbackrest import Repository, RepositoryError
 from elsapg.runner.recovery import PrivateServer
@@ -32,7 +31,7 @@ CONFIG = Path("/etc/elsapg")
 NOTE = FOLDER / "elsapg-recovered.json"
 ORDER = CONFIG / "recovery.json"
 SOURCE = CONFIG / "source.conf"
-# S3 may be starting as well.
+# S3 may be starting as well; and a Secret takes a minute to reach a pod that runs.
 PATIENCE_S = 120.0
 
 
@@ -41,16 +40,37 @@ def say(text: str) -> None:
 
 
 def order(path: Path = ORDER) -> dict[str, Any] | None:
-    """What is to be recovered: {"to", "timeline", "backup"}; None for an empty database."""
+    """What is to be recovered: {"to", "timeline", "backup"}, and {"source"} if the backups are
+    those of another stack; None for an empty database."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
 
 
-def source(config: Path = SOURCE) -> Repository:
-    """The repository to recover from: another stack's if there is a configuration for it."""
-    return Repository(config=config if config.exists() else None)
+def source(
+    wanted: dict[str, Any], config: Path = SOURCE, patience: float = PATIENCE_S
+) -> Repository:
+    """The repository to recover from. Raises DeploymentError where it is another stack's, and
+    nothing opens it."""
+    stack = wanted.get("source")
+    if stack is None:
+        return Repository()
+    deadline = time.monotonic() + patience
+    if not config.exists():
+        say(f"waiting, for {_closed(stack)}")
+    while not config.exists():
+        if time.monotonic() > deadline:
+            raise DeploymentError(_closed(stack))
+        time.sleep(1)
+    return Repository(config=config)
+
+
+def _closed(stack: str) -> str:
+    return (
+        f"this stack is made of the backups of stack {stack!r}, and what opens them is not there: "
+        f"Secret source of namespace {_namespace()} (`elsapg secrets apply` of this stack makes it)"
+    )
 
 
 def plan(repository: Repository, wanted: dict[str, Any]) -> Plan:
@@ -77,7 +97,7 @@ def check() -> str:
     wanted = order()
     if wanted is None:
         raise DeploymentError("nothing is to be recovered: recovery.json is missing")
-    repository = source()
+    repository = source(wanted)
     patient_info(repository)
     found = plan(repository, wanted)
     return (
@@ -107,15 +127,36 @@ def empty() -> None:
         raise DeploymentError(f"initdb failed: {' '.join(done.stderr.split())[-400:]}")
 
 
+def _refuse_own_backups(stack: str) -> None:
+    """What was made of another stack, and lost, comes back out of its own archive."""
+    held = patient_info(Repository()).get("backup", [])
+    if held:
+        raise DeploymentError(
+            f"the archive of this stack holds {len(held)} backups of its own, the last one "
+            f"{held[-1]['label']}: {_way_back()} brings the data back; to make it of stack "
+            f"{stack!r} again set archive.prefix and archive.dump_prefix to unused ones"
+        )
+
+
 def _way_back() -> str:
-    if os.environ.get("PATRONI_KUBERNETES_NAMESPACE"):
+    if _namespace() is not None:
         return "`elsapg:recovery: {to: latest}` in its file, rendered and applied,"
     return "`elsapg up --from-backup`"
 
 
+def _namespace() -> str | None:
+    """That of this pod, on kubernetes. Patroni has taken its variables out of the environment."""
+    try:
+        return (kube.ACCOUNT / "namespace").read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+
+
 def recover(wanted: dict[str, Any]) -> None:
     """The data of the backup, recovered to the target, on a line of its own."""
-    repository = source()
+    repository = source(wanted)
+    if repository.config is not None:
+        _refuse_own_backups(wanted["source"])
     patient_info(repository)
     found = plan(repository, wanted)
     say(f"recovering to {found.value or 'the end'} from backup {found.backup}")

@@ -48,14 +48,6 @@ class Deployment:
         """The hosts of a stack on kubernetes; None of any other."""
         return self.hosts if isinstance(self.hosts, KubernetesHosts) else None
 
-    def refuse_pods(self, what: str) -> None:
-        """Raise UsageError on kubernetes, for what is made for docker alone so far."""
-        if self.pods is not None:
-            raise UsageError(
-                f"{what} is not made for kubernetes yet, where stack {self.stack!r} is; nothing "
-                "was done (docs/recovery.md: what is not done)"
-            )
-
     @functools.cached_property
     def outputs(self) -> Mapping[str, Any]:
         """The program's outputs, secrets decrypted: never print them whole.

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from elsapg import stackfile
 from elsapg.definition import topology as t
 from elsapg.definition.secrets import Recovery, Source
 from elsapg.errors import NotDeployedError, UnhealthyError, UsageError
@@ -25,6 +26,7 @@ from elsapg.services.deployment import Deployment
 from elsapg.services.lifecycle import Lifecycle, our_program
 from elsapg.services.places import Places, write_private
 from elsapg.services.restore import catch_up
+from elsapg.services.source import open_source
 from elsapg.settings import Settings
 from elsapg.targets.docker.daemon import physical_name
 from elsapg.targets.kubernetes.secret_objects import ENCRYPTION_KEYS, REPOSITORY
@@ -113,10 +115,14 @@ def pending(root: Path, stack: str) -> Order | None:
 def of_file(root: Path, stack: str, settings: Settings) -> Order | None:
     """What the stack's file wants, of a stack that is not there yet.
 
-    On kubernetes the nodes read that by themselves, whoever applies them.
+    On kubernetes the nodes read that by themselves, whoever applies them; but where Pulumi holds
+    the secrets, those of another stack come into its state by `up`.
     """
     recovery = settings.recovery
-    if recovery is None or settings.target == "kubernetes" or _known(root, stack):
+    if recovery is None or _known(root, stack):
+        return None
+    by_pulumi = recovery.source is not None and settings.kubernetes.secrets == "pulumi"
+    if settings.target == "kubernetes" and not by_pulumi:
         return None
     return Order(to=recovery.to, timeline=recovery.timeline, source=recovery.source)
 
@@ -135,7 +141,7 @@ def recover(
     begun = pending(root, stack)
     known = _known(root, stack)
     if begun is None:
-        _refuse_data(root, stack)
+        _refuse_data(root, stack, order)
     if begun is not None and begun != order:
         raise UsageError(
             f"stack {stack!r} is on its way to {begun.to}: run that again to its end, or "
@@ -146,11 +152,13 @@ def recover(
             f"nothing here knows the keys of stack {stack!r}: add --keys FILE with what `elsapg "
             "keys repository` printed when all was well"
         )
-    source = _source(root, order.source, say) if order.source else None
-    recovery = Recovery(order.to, order.timeline, order.backup, source)
-    if source is not None and keys is None:
-        keys = {"encryption_keys": _ring(root, str(order.source))}
-    elif keys is not None:
+    source = None
+    if order.source is not None:
+        say(f"reading the backups of stack {order.source!r}")
+        source, theirs = _source(root, stack, order.source)
+        keys = keys or theirs
+    recovery = Recovery(order.to, order.timeline, order.backup, source, order.source)
+    if order.source is None and keys is not None:
         # They win over those that an attempt with the wrong ones has left in the state.
         lifecycle.unprotect()
     write_private(Places(root).recovery(stack), json.dumps(asdict(order)))
@@ -191,9 +199,12 @@ def _known(root: Path, stack: str) -> bool:
         return False
 
 
-def _refuse_data(root: Path, stack: str) -> None:
+def _refuse_data(root: Path, stack: str, order: Order) -> None:
     deployment = Deployment(root, stack)
     if deployment.pods is not None:
+        if order.source is not None:
+            # A node that has data reads no order.
+            return
         raise UsageError(
             f"--from-backup is for docker, and stack {stack!r} is on kubernetes: put its Secrets "
             f"{' and '.join(KEPT)} back, write `elsapg:recovery: {{to: latest}}` into its file, "
@@ -207,18 +218,22 @@ def _refuse_data(root: Path, stack: str) -> None:
             )
 
 
-def _source(root: Path, stack: str, say: Say) -> Source:
-    """How a clone reads another stack's repository. Raises NotDeployedError, UsageError."""
-    deployment = Deployment(root, stack)
+def _source(root: Path, clone: str, stack: str) -> tuple[Source, dict[str, Any]]:
+    """How a clone reads another stack's repository; and of the source's secrets those that are the
+    clone's as well. Raises NotDeployedError, UsageError.
+    """
+    deployment, settings = Deployment(root, stack), stackfile.read(root, clone)
+    if settings.target == "kubernetes":
+        opened = open_source(root, clone, stack)
+        return opened.source, {"encryption_keys": opened.keys, **opened.s3_keys(settings)}
     found, archive = deployment.outputs, deployment.settings.archive
     if "repository" not in found:
         raise NotDeployedError(
             f"stack {stack!r} was deployed before it could be cloned: "
             f"`elsapg up --stack {stack}` first"
         )
-    say(f"reading the backups of stack {stack!r}")
     keys = found["repository"]
-    return Source(
+    source = Source(
         host=physical_name(stack, t.S3_HOST),
         port=t.S3_PORT,
         uri_style="path",
@@ -230,11 +245,8 @@ def _source(root: Path, stack: str, say: Say) -> Source:
         cipher=keys["repository_cipher"],
         ca=found["ca"],
     )
-
-
-def _ring(root: Path, stack: str) -> dict[str, str]:
-    """The source's keys of encrypted JSON: without them the clone's rows could not be read."""
-    return dict(Deployment(root, stack).outputs["encryption_keys"]["keys"])
+    # Without those keys its rows could not be read.
+    return source, {"encryption_keys": dict(found["encryption_keys"]["keys"])}
 
 
 def _recovered(deployment: Deployment) -> dict[str, Any]:

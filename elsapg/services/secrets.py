@@ -7,14 +7,12 @@ there is never overwritten, so running it again is safe; certificates are renewe
 
 from __future__ import annotations
 
-import base64
-import configparser
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from elsapg import pki, stackfile
 from elsapg.definition import topology as t
@@ -30,82 +28,68 @@ from elsapg.definition.secrets import (
     new_encryption_key,
     new_secret,
 )
-from elsapg.errors import NotDeployedError, UsageError
+from elsapg.errors import ElsapgError, NotDeployedError, UsageError
+from elsapg.services.kept_secrets import (
+    Cluster,
+    Data,
+    Kept,
+    json_of,
+    kubectl,
+    read_secrets,
+    repository_of,
+)
+from elsapg.services.source import Opened, open_source
 from elsapg.settings import Settings
 from elsapg.targets.kubernetes.foundation import namespace_manifest
-from elsapg.targets.kubernetes.kubectl import Kubectl
 from elsapg.targets.kubernetes.objects import Place
 from elsapg.targets.kubernetes.secret_objects import (
     CA_KEY,
     ENCRYPTION_KEYS,
     REPOSITORY,
     ROLES,
+    SOURCE,
     key_pair_data,
     key_pair_names,
     made_by_hand,
     secret_manifest,
+    source_data,
+    store_keys,
     value_secrets,
 )
 
-Data = dict[str, str]
 # Asks a person for a secret by its name; None when nobody is there.
 Ask = Callable[[str], str]
 
 
-class Cluster(Protocol):
-    """What is needed of kubectl: run it, with text for its standard input; its output."""
-
-    def __call__(self, *arguments: str, stdin: str | None = None) -> str: ...
-
-
-def kubectl(place: Place) -> Cluster:
-    """The stack's cluster and namespace."""
-    return Kubectl(place.stack, place.namespace, place.settings.kubernetes.context).run
-
-
-@dataclass(frozen=True)
-class Kept:
-    """A Secret as the cluster has it."""
-
-    data: Data
-    version: str
-    raw: Mapping[str, Any]
-
-
 @dataclass
 class Applied:
-    """Names of the Secrets that were made, completed or renewed, and left as they were."""
+    """Names of the Secrets that were made, completed or renewed, left as they were, and removed."""
 
     made: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
-
-
-def read_secrets(cluster: Cluster, names: tuple[str, ...]) -> dict[str, Kept]:
-    """Those of `names` that are in the namespace (which may be missing as well)."""
-    text = cluster("get", "secret", *names, "--ignore-not-found", "-o", "json")
-    document = json.loads(text) if text.strip() else {"items": []}
-    items = document.get("items", [document])
-    return {
-        item["metadata"]["name"]: Kept(
-            {k: base64.b64decode(v).decode() for k, v in (item.get("data") or {}).items()},
-            item["metadata"].get("resourceVersion", ""),
-            item,
-        )
-        for item in items
-    }
+    removed: list[str] = field(default_factory=list)
 
 
 class Writer:
-    """Makes what is missing, and changes what has to be, of one stack's Secrets."""
+    """Makes what is missing, and changes what has to be, of one stack's Secrets.
+
+    `opened`: of the stack that this one is made of, while it is.
+    """
 
     def __init__(
-        self, place: Place, cluster: Cluster, found: dict[str, Kept], ask: Ask | None
+        self,
+        place: Place,
+        cluster: Cluster,
+        found: dict[str, Kept],
+        ask: Ask | None,
+        opened: Opened | None = None,
     ) -> None:
         self._place = place
         self._cluster = cluster
         self._found = found
         self._ask = ask
+        self._opened = opened
         self.applied = Applied()
 
     def put(self, name: str, data: Data) -> None:
@@ -128,30 +112,54 @@ class Writer:
         """Passwords, what opens the repository, encryption keys."""
         settings = self._place.settings
         passwords = {name: new_secret(PASSWORD_BYTES) for name in PASSWORD_ROLES}
-        passwords |= _json(self._found.get(ROLES), "roles.json")
-        repository = _repository(self._found.get(REPOSITORY))
+        passwords |= json_of(self._found.get(ROLES), "roles.json")
+        repository = repository_of(self._found.get(REPOSITORY))
         with_keys = settings.archive.credentials == "keys"
+        theirs = self._opened.s3_keys(settings) if self._opened else {}
         secrets = Secrets(
             ca="",
             key_pairs={},
             passwords=passwords,
-            s3_access_key=self._given("s3-access-key", repository.get("repo1-s3-key"), with_keys),
+            s3_access_key=self._given(
+                "s3-access-key",
+                repository.get("repo1-s3-key"),
+                with_keys,
+                theirs.get("s3_access_key"),
+            ),
             s3_secret_key=self._given(
-                "s3-secret-key", repository.get("repo1-s3-key-secret"), with_keys
+                "s3-secret-key",
+                repository.get("repo1-s3-key-secret"),
+                with_keys,
+                theirs.get("s3_secret_key"),
             ),
             repository_cipher=repository.get("repo1-cipher-pass") or self._cipher(),
         )
         keys = {name: new_encryption_key() for name in settings.encryption.key_ids}
         old = self._found.get(ENCRYPTION_KEYS)
+        # Without the source's a clone could not read its rows.
+        keys |= self._opened.keys if self._opened else {}
         # A key that the stack names no longer may still be needed to read old rows.
         keys |= old.data if old else {}
         for name, data in value_secrets(settings, secrets, keys).items():
             self.put(name, data)
 
-    def _given(self, name: str, old: str | None, wanted: bool) -> str:
+    def source(self) -> None:
+        """What opens the repository of the stack that this one is made of; after `values`, so that
+        where it is there its keys of encrypted JSON are, too. Removed when nothing asks for it."""
+        if self._opened is not None:
+            self.put(SOURCE, source_data(self._place.settings, self._opened.source))
+        elif SOURCE not in self._found:
+            return
+        elif _source_of(self._place.settings) is not None:
+            self.applied.kept.append(SOURCE)
+        else:
+            self._cluster("delete", "secret", SOURCE, "--ignore-not-found")
+            self.applied.removed.append(SOURCE)
+
+    def _given(self, name: str, old: str | None, wanted: bool, theirs: str | None = None) -> str:
         if not wanted or old:
             return old or ""
-        value = _environment(name) or (self._ask(name) if self._ask else "")
+        value = _environment(name) or theirs or (self._ask(name) if self._ask else "")
         if not value:
             raise UsageError(
                 f"nobody has said what the {name} is (archive.credentials is 'keys'): put it into "
@@ -235,10 +243,62 @@ def _holds(
     )
 
 
+def _source_of(settings: Settings) -> str | None:
+    return settings.recovery.source if settings.recovery else None
+
+
+def _opened(
+    place: Place, root: Path, found: dict[str, Kept], theirs: Cluster | None
+) -> Opened | None:
+    """Of the stack that this one is made of, if it is. Raises UsageError, NotDeployedError."""
+    stack = _source_of(place.settings)
+    if stack is None:
+        return None
+    try:
+        opened = open_source(root, place.stack, stack, theirs)
+    except ElsapgError:
+        if SOURCE not in found:
+            raise
+        # All was taken over when that was made; the source may be gone, and certificates are due.
+        return None
+    kept = found[ENCRYPTION_KEYS].data if ENCRYPTION_KEYS in found else {}
+    other = sorted(name for name, key in opened.keys.items() if kept.get(name, key) != key)
+    if other:
+        raise UsageError(
+            f"Secret {ENCRYPTION_KEYS} of {place.namespace} has another key {other[0]!r} than "
+            f"stack {stack!r}, whose rows it does not read: {_way_out(place, opened)}; if "
+            f"{place.stack!r} has its data already, take elsapg:recovery out of its file"
+        )
+    return opened
+
+
+def _way_out(place: Place, opened: Opened) -> str:
+    if place.settings.kubernetes.secrets == "external":
+        pairs = (f"{theirs} to {own}" for theirs, own in keys_to_copy(place, opened.settings))
+        return f"copy in the store {', '.join(pairs)}"
+    return "delete that Secret, if nothing was encrypted with it yet, and run this again"
+
+
+def keys_to_copy(place: Place, source: Settings) -> list[tuple[str, str]]:
+    """Of what a clone's store must hold, what is the source's as well: (there, here)."""
+    stack = _source_of(place.settings)
+    assert stack is not None
+    there = store_keys(Place(stack, source, {}))[ENCRYPTION_KEYS]
+    here = store_keys(place)[ENCRYPTION_KEYS]
+    return [(there[name], here[name]) for name in there if name in here]
+
+
 def apply(
-    root: Path, stack: str, ask: Ask | None = None, cluster: Cluster | None = None
+    root: Path,
+    stack: str,
+    ask: Ask | None = None,
+    cluster: Cluster | None = None,
+    theirs: Cluster | None = None,
 ) -> Applied:
-    """Make the Secrets that the stack lacks; renew certificates that are due."""
+    """Make the Secrets that the stack lacks; renew certificates that are due.
+
+    `theirs`: the cluster and namespace of the stack that this one is made of, if it is.
+    """
     settings = stackfile.read(root, stack)
     if settings.target != "kubernetes":
         raise UsageError(
@@ -247,19 +307,25 @@ def apply(
         )
     place = Place(stack, settings, {})
     names = made_by_hand(place)
-    if not names:
-        return Applied()
     run = cluster or kubectl(place)
-    found = read_secrets(run, (*names, CA_KEY))
-    if not run("get", "namespace", place.namespace, "--ignore-not-found", "-o", "name").strip():
-        namespace = json.dumps(namespace_manifest(place))
-        run("apply", "--server-side", "-f", "-", stdin=namespace)
-    writer = Writer(place, run, found, ask)
+    found = read_secrets(run, (*names, CA_KEY, SOURCE, ENCRYPTION_KEYS))
+    opened = _opened(place, root, found, theirs)
+    if names:
+        _make_namespace(place, run)
+    writer = Writer(place, run, found, ask, opened)
     if ROLES in names:
         writer.values()
+    writer.source()
     if not settings.kubernetes.cert_manager:
         writer.certificates()
     return writer.applied
+
+
+def _make_namespace(place: Place, run: Cluster) -> None:
+    there = run("get", "namespace", place.namespace, "--ignore-not-found", "-o", "name")
+    if not there.strip():
+        manifest = json.dumps(namespace_manifest(place))
+        run("apply", "--server-side", "-f", "-", stdin=manifest)
 
 
 def outputs_from_cluster(
@@ -281,7 +347,7 @@ def outputs_from_cluster(
             f"{stack}` makes it, unless something else in your stack's file is to"
         )
     return {
-        "passwords": _json(found[ROLES], "roles.json"),
+        "passwords": json_of(found[ROLES], "roles.json"),
         "encryption_keys": {
             "current": settings.encryption.key_ids[-1],
             "keys": found[ENCRYPTION_KEYS].data,
@@ -289,33 +355,6 @@ def outputs_from_cluster(
         "ca": found[pool].data["ca.crt"],
         "pools": [{"host": f"{POOLERS_PAIR}.{namespace}.svc", "port": t.POOL_PORT}],
     }
-
-
-def _json(kept: Kept | None, key: str) -> dict[str, str]:
-    if kept is None:
-        return {}
-    try:
-        found = json.loads(kept.data[key])
-        return {str(name): str(value) for name, value in found.items()}
-    except (KeyError, ValueError, AttributeError):
-        name = kept.raw["metadata"]["name"]
-        raise UsageError(
-            f"Secret {name} has no {key} that is JSON: put it right, or delete the Secret"
-        ) from None
-
-
-def _repository(kept: Kept | None) -> dict[str, str]:
-    """The options in the repository's file."""
-    if kept is None:
-        return {}
-    parser = configparser.ConfigParser(interpolation=None, delimiters=("=",))
-    try:
-        parser.read_string(kept.data["secrets.conf"])
-        return dict(parser["global"])
-    except (KeyError, configparser.Error):
-        raise UsageError(
-            f"Secret {REPOSITORY} has no secrets.conf with a section [global]: put it right"
-        ) from None
 
 
 def _variable(name: str) -> str:

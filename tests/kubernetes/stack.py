@@ -88,10 +88,14 @@ class Stack:
             self.apply_namespace()
             self.run("secrets", "apply")
             self._prune()
-            said = self.kubectl(
-                "apply", "--server-side", "--recursive", "-f", str(self.manifests), timeout=120
-            )
+            said = self.apply_manifests()
         return dict(line.rsplit(" ", 1) for line in said.splitlines() if " " in line)
+
+    def apply_manifests(self) -> str:
+        """Apply what was rendered, and nothing else; what kubectl said."""
+        return self.kubectl(
+            "apply", "--server-side", "--recursive", "-f", str(self.manifests), timeout=120
+        )
 
     def apply_namespace(self) -> None:
         """The namespace alone, for what comes before everything else."""

@@ -17,7 +17,8 @@ from tests.kubernetes import s3
 from tests.kubernetes.binaries import PLUGIN
 from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.stack import Stack, prepare, remove
-from tests.restore.data import fill, sums
+from tests.kubernetes.test_restore_lost import archive_all
+from tests.restore.data import DATABASE, fill, sums
 from tests.stacks import ROOT, elsapg
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -105,6 +106,30 @@ def test_destroy_keeps_the_data_and_up_finds_it(deployed: Stack) -> None:
     deployed.run("up", "--yes", timeout=1200)
     assert sums(deployed.deployment) == before
     assert deployed.run("verify")
+
+
+def test_a_clone_comes_up_by_itself(deployed: Stack) -> None:
+    """With the source's keys in its own state, and nothing left of what opened the source."""
+    deployment = deployed.deployment
+    fill(deployment)
+    before = sums(deployment)
+    name = f"test-look-{secrets.token_hex(3)}"
+    deployed.run("restore", "mark", name)
+    deployment.query(deployment.primary(), "DELETE FROM elsa_workflows.bookmarks", DATABASE)
+    archive_all(deployment)
+    look = Stack(deployed.cluster, ROOT, name, {})
+    try:
+        deployed.run("clone", "--to", name, "--as", name, "--yes", timeout=1200)
+        assert sums(look.deployment) == before != sums(deployment)
+        own, theirs = look.deployment.outputs, deployment.outputs
+        assert own["encryption_keys"] == theirs["encryption_keys"]
+        assert not set(own["passwords"].values()) & set(theirs["passwords"].values())
+        assert look.kubectl("get", "secret", "source", "--ignore-not-found") == ""
+        assert _no_changes(look) == ""
+    finally:
+        done = elsapg(ROOT, "destroy", "--stack", name, "--purge", "--confirm", name)
+        print(done.stdout[-2000:])
+        remove(look, bucket=False)
 
 
 def _uids(stack: Stack) -> set[str]:

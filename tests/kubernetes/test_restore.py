@@ -32,7 +32,7 @@ def test_accident(stack: Stack, faults: KubernetesFaults, doors: Access) -> None
     """
     deployment = stack.deployment
     fill(deployment)
-    before, containers = sums(deployment), _containers(stack)
+    before, running = sums(deployment), containers(stack)
     assert before["bookmarks"][0] > 0
     with writing(doors, PREFIX) as writer:
         wait_for(lambda: len(writer.rows) > 50, "rows", 60)
@@ -65,7 +65,7 @@ def test_accident(stack: Stack, faults: KubernetesFaults, doors: Access) -> None
     said = dict(re.findall(r"^(last before|last now|gone|undo) +(.*)$", told, flags=re.M))
     assert int(said["gone"].split()[0]) > 0
     wal_has_its_volume(deployment)
-    assert _containers(stack) == containers
+    assert containers(stack) == running
 
     undo = shlex.split(said["undo"])
     assert undo[:4] == ["elsapg", "restore", "--stack", deployment.stack]
@@ -74,7 +74,7 @@ def test_accident(stack: Stack, faults: KubernetesFaults, doors: Access) -> None
     assert sums(deployment)["bookmarks"][0] == 0
     assert writer.committed_before(shut) <= present(deployment, PREFIX)
     wal_has_its_volume(deployment)
-    assert _containers(stack) == containers
+    assert containers(stack) == running
 
 
 def wal_has_its_volume(deployment: Deployment) -> None:
@@ -83,7 +83,7 @@ def wal_has_its_volume(deployment: Deployment) -> None:
         assert led == f"{t.WAL_MOUNT}/wal", node
 
 
-def _containers(stack: Stack) -> dict[str, int]:
+def containers(stack: Stack) -> dict[str, int]:
     """Of each container of the stack that goes on, how often it was started again."""
     items = json.loads(stack.kubectl("get", "pods", "-o", "json"))["items"]
     return {

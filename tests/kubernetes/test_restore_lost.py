@@ -25,7 +25,7 @@ def test_everything_is_lost_but_s3(stack: Stack, faults: KubernetesFaults) -> No
     deployment = stack.deployment
     fill(deployment)
     before = sums(deployment)
-    _archive_all(deployment)
+    archive_all(deployment)
     kept = [_copy(stack, name) for name in ("repository", "encryption-keys")]
     stack.kubectl("delete", "namespace", stack.namespace, timeout=240)
     if stack.cluster.ours:
@@ -53,7 +53,7 @@ def test_everything_is_lost_but_s3(stack: Stack, faults: KubernetesFaults) -> No
     assert sums(deployment) == before
 
 
-def _archive_all(deployment: Deployment) -> None:
+def archive_all(deployment: Deployment) -> None:
     """Wait until what there is now is in the archive."""
     primary = deployment.primary()
     [[segment]] = deployment.query(primary, "SELECT pg_walfile_name(pg_switch_wal())")

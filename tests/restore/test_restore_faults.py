@@ -84,7 +84,7 @@ def test_missing_and_damaged_segments(filled: Deployment, faults: Faults) -> Non
 _ELSEWHERE = """
 from elsapg.errors import ElsapgError
 from elsapg.runner import found, recovery
-repository = found.source()
+repository = found.source({})
 plan = found.plan(repository, {"to": "latest"})
 found.DATA.mkdir(0o700)
 server = recovery.PrivateServer(found.DATA, found.WORK, repository, archive=False)

@@ -7,6 +7,7 @@ The real parsers judge the same files in tests/integration/test_rendered.py.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ SOURCE = Source(
     *("elsapg-first-s3", 9000, "path", "bucket-of-first", "us-east-1", "/wal"),
     *("FIRST-ACCESS-KEY", "FIRST-SECRET-KEY", "FIRST-CIPHER", "FIRST-CA"),
 )
-CLONE = everything(LOCAL, Recovery("latest", 3, None, SOURCE))
+CLONE = everything(LOCAL, Recovery("latest", 3, None, SOURCE, "first"))
 
 
 def test_on_kubernetes_the_stacks_file_gives_the_order() -> None:
@@ -59,6 +60,22 @@ def test_on_kubernetes_the_stacks_file_gives_the_order() -> None:
     del found["pg-1"], found["pg-2"]
     without = everything(stackfile.load(values, "test"))
     assert found == {name: without[name] for name in found}
+
+
+def test_on_kubernetes_a_clones_nodes_wait_for_a_secret_that_may_be_absent() -> None:
+    values = {
+        "target": "kubernetes",
+        "archive": {"endpoint": "s3.example.org"},
+        "kubernetes": {"registry": "registry.example.org"},
+        "recovery": {"source": "first", "to": "before-release"},
+    }
+    found = everything(stackfile.load(values, "test"))
+    [order] = [f for f in found["pg-1"] if f.path == "recovery.json"]
+    assert json.loads(order.content)["source"] == "first"
+    optional = {(u, f.path, f.kept_in) for u, files in found.items() for f in files if f.optional}
+    units = ("pg-1", "pg-2")
+    paths = ("source.conf", "source-ca.crt")
+    assert optional == {(unit, path, "source") for unit in units for path in paths}
 
 
 @pytest.mark.parametrize("unit", sorted(ALL))
@@ -123,6 +140,9 @@ def test_a_clone_knows_its_source_in_the_file_that_restoring_reads(
     assert holders == {("pg-1", "source.conf"), ("pg-2", "source.conf")}
     [source] = [f.content for f in CLONE["pg-1"] if f.path == "source.conf"]
     assert source == snapshot
+    by_identity = rendering.source_secret(LOCAL, replace(SOURCE, access_key="", secret_key=""))
+    assert "repo1-s3-key-type=web-id\n" in by_identity[0].content
+    assert not re.search("repo1-s3-key(-secret)?=", by_identity[0].content)
     for name in ("pgbackrest.conf", "pgbackrest.d/secrets.conf"):
         own = [f.content for f in ALL["pg-1"] if f.path == name]
         assert [f.content for f in CLONE["pg-1"] if f.path == name] == own

@@ -23,6 +23,7 @@ from elsapg.errors import MissingError, UsageError
 from elsapg.program import Escrow, Rescue, program
 from elsapg.settings import Settings
 from elsapg.targets.docker import daemon
+from tests.unit.kubernetes_stacks import LEAST, merged, project
 
 SECRET = "1b47061264138c4ac30d75fd1eb44270"  # Pulumi's mark of a secret on the wire
 SIGNATURE = "4dabf18193072939515e22adb298388d"
@@ -391,6 +392,8 @@ def test_a_new_repository_key_leaves_the_old_one() -> None:
 
 # -- out of a repository ---------------------------------------------------------------------
 
+SOURCE = Source("elsapg-first-s3", 9000, "path", "b", "r", "/wal", "A", "S", "C", "CA")
+
 
 def test_from_a_backup_the_kept_keys_are_taken_and_the_repository_looked_at_first() -> None:
     escrow = Escrow("access", "secret", "cipher", {"k1": "ring"})
@@ -416,14 +419,52 @@ def test_from_a_backup_the_kept_keys_are_taken_and_the_repository_looked_at_firs
 
 
 def test_a_clone_is_linked_to_its_source_while_it_is_made() -> None:
-    source = Source("elsapg-first-s3", 9000, "path", "b", "r", "/wal", "A", "S", "C", "CA")
-    found = run(stackfile.load({}, "test"), rescue=Rescue(Recovery("latest", source=source)))
+    order = Recovery("latest", source=SOURCE, source_stack="first")
+    found = run(stackfile.load({}, "test"), rescue=Rescue(order))
     [link] = found.of("Link").values()
     assert link.inputs["container"] == "elsapg-first-s3"
     assert link.name in found.resources["recovery-check"].depends_on
     assert "source.conf" in {f["path"] for f in found.resources["pg-1"].inputs["files"]}
     assert "source.conf" not in found.resources["pg-1"].clear
     assert "source.conf" not in {f["path"] for f in found.resources["pg-1-agent"].inputs["files"]}
+
+
+def test_on_kubernetes_a_clone_takes_the_keys_over_and_opens_its_source_by_a_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it is made; the second `up` gives no order, and that Secret goes."""
+    monkeypatch.delenv("ELSAPG_S3_ACCESS_KEY", raising=False)
+    monkeypatch.delenv("ELSAPG_S3_SECRET_KEY", raising=False)
+    values = merged(LEAST, {"recovery": {"source": "first", "to": "latest"}})
+    root, settings = project(tmp_path, {"second": values}), stackfile.load(values, "test")
+    escrow = Escrow("access", "secret", None, {"k1": "ring"})
+    order = Recovery("latest", source=SOURCE, source_stack="first")
+    found = run(settings, "second", root, Rescue(order, escrow))
+    stashes = found.of("Stash")
+    taken = {"s3-access-key": "access", "s3-secret-key": "secret", "encryption-key-k1": "ring"}
+    for name, value in taken.items():
+        assert stashes[name].inputs["input"] == value
+        assert value not in stashes[name].clear
+    for name in ("repository-cipher", "password-elsa_app"):
+        assert stashes[name].ignore_changes == ["input"], name
+    secret = found.resources["secret-source"]
+    assert secret.inputs["metadata"]["namespace"] == "elsapg-second"
+    assert secret.inputs["stringData"]["source-ca.crt"] == "CA"
+    assert "repo1-s3-key=A\n" in secret.inputs["stringData"]["source.conf"]
+    assert "repo1-s3-key" not in secret.clear
+    # It can go: neither protected, nor kept by a tool of GitOps.
+    assert not secret.protect and "annotations" not in secret.inputs["metadata"]
+    assert "secret-source" in found.resources["nodes"].depends_on
+
+    monkeypatch.setenv("ELSAPG_S3_ACCESS_KEY", "own")
+    monkeypatch.setenv("ELSAPG_S3_SECRET_KEY", "own-secret")
+    plain = run(settings, "second", root)
+    assert "secret-source" not in plain.resources
+    pods = [r.resources["statefulset-pg"].inputs for r in (plain, found)]
+    assert pods[0] == pods[1], "pods are replaced"
+    assert plain.of("Stash")["encryption-key-k1"].ignore_changes == ["input"]
+    given = run(settings, "second", root, Rescue(order, escrow)).of("Stash")["s3-access-key"]
+    assert given.inputs["input"] == "own"
 
 
 def test_nothing_of_it_stays(local: Run) -> None:

@@ -111,9 +111,11 @@ def test_on_kubernetes_it_is_refused(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "stacks", tmp_path / "stacks")
     there = Deployment(tmp_path, "staging")
     for attempt, says in (
-        (lambda: clone.write(there, Target("latest"), None, "second"), "a clone is not made for"),
         (lambda: rescue.escrow(there), "get secret repository encryption-keys -o yaml"),
-        (lambda: rescue._refuse_data(tmp_path, "staging"), r"elsapg:recovery: \{to: latest\}"),
+        (
+            lambda: rescue._refuse_data(tmp_path, "staging", rescue.Order()),
+            r"elsapg:recovery: \{to: latest\}",
+        ),
     ):
         with pytest.raises(UsageError, match=says):
             attempt()

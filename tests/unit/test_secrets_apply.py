@@ -53,11 +53,14 @@ class FakeCluster:
                 document = json.loads(stdin or "")
                 assert document["kind"] == "Namespace"
                 self.namespaces[document["metadata"]["name"]] = document
-                return ""
             case (("create" | "replace") as verb, "-f", "-"):
                 self._write(verb, json.loads(stdin or ""))
-                return ""
-        raise AssertionError(arguments)
+            case ("delete", "secret", name, "--ignore-not-found"):
+                self.secrets.pop(name, None)
+                self.writes.append(("delete", name))
+            case _:
+                raise AssertionError(arguments)
+        return ""
 
     def _write(self, verb: str, document: dict[str, Any]) -> None:
         name = document["metadata"]["name"]

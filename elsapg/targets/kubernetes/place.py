@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pulumi
 
-from elsapg.definition.secrets import Secrets
+from elsapg.definition.secrets import Secrets, Source
 from elsapg.settings import Settings
 from elsapg.targets.kubernetes import images
 from elsapg.targets.kubernetes.foundation import Foundation
@@ -26,8 +26,12 @@ def place(
     root: Path,
     known: pulumi.Output[Secrets] | None,
     encryption_keys: pulumi.Output[Mapping[str, str]] | None,
+    source: Source | None = None,
 ) -> None:
-    """Register everything. `known` and `encryption_keys`: None where Pulumi holds no secrets."""
+    """Register everything. `known` and `encryption_keys`: None where Pulumi holds no secrets.
+
+    `source`: what opens another stack's repository, while this one is made of it.
+    """
     import pulumi_kubernetes  # noqa: PLC0415 - half a second, which the docker target need not pay
 
     provider = pulumi_kubernetes.Provider(
@@ -44,7 +48,7 @@ def place(
     def after(*earlier: pulumi.Resource) -> pulumi.ResourceOptions:
         return pulumi.ResourceOptions(depends_on=[foundation, *earlier])
 
-    secrets = SecretObjects(made, known, encryption_keys, after())
+    secrets = SecretObjects(made, known, encryption_keys, source, after())
     before: list[pulumi.Resource] = [secrets]
     if settings.kubernetes.network_policies:
         # Before the first pod: none is ever open.

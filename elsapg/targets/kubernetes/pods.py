@@ -75,8 +75,10 @@ def config_volume(files: Sequence[File], config_map: str, name: str = CONFIG_VOL
         items = [{"key": path, "path": path} for path in plain]
         sources.append({"configMap": {"name": config_map, "items": items}})
     for secret in sorted({f.kept_in for f in files if f.kept_in}):
-        items = [{"key": secret_key(f), "path": f.path} for f in files if f.kept_in == secret]
-        sources.append({"secret": {"name": secret, "items": items}})
+        held = [f for f in files if f.kept_in == secret]
+        items = [{"key": secret_key(f), "path": f.path} for f in held]
+        may_be_absent = {"optional": True} if all(f.optional for f in held) else {}
+        sources.append({"secret": {"name": secret, "items": items, **may_be_absent}})
     return {"name": name, "projected": {"defaultMode": 0o440, "sources": sources}}
 
 

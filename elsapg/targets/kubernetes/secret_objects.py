@@ -11,11 +11,18 @@ from typing import Any
 
 import pulumi
 
-from elsapg.definition.files import File, repository_secret, roles_secret, tls_secret
+from elsapg.definition.files import (
+    File,
+    repository_secret,
+    roles_secret,
+    source_secret,
+    tls_secret,
+)
 from elsapg.definition.secrets import (
     PASSWORD_ROLES,
     KeyPair,
     Secrets,
+    Source,
     certificate_names,
     cipher_name,
     is_client_too,
@@ -28,6 +35,8 @@ ROLES, REPOSITORY, ENCRYPTION_KEYS = "roles", "repository", "encryption-keys"
 VALUES = (ROLES, REPOSITORY, ENCRYPTION_KEYS)
 # The toolkit's own CA, where `elsapg secrets apply` keeps it: no pod mounts it.
 CA_KEY = "ca-key"
+# What opens the repository of the stack that this one is made of: there until it has its data.
+SOURCE = "source"
 _RESYNC = "1h"
 
 
@@ -38,6 +47,12 @@ def value_secrets(
     files: tuple[File, ...] = (roles_secret(secrets), repository_secret(settings, secrets))
     found = {str(f.kept_in): {pods.secret_key(f): f.content} for f in files}
     return {**found, ENCRYPTION_KEYS: dict(encryption_keys)}
+
+
+def source_data(settings: Settings, source: Source) -> dict[str, str]:
+    """The data of Secret `source`."""
+    files = source_secret(settings, source)
+    return {pods.secret_key(f): f.content for f in files if f.content}
 
 
 def key_pair_names(place: Place) -> dict[str, tuple[str, ...]]:
@@ -52,7 +67,7 @@ def key_pair_data(pair: KeyPair, ca: str) -> dict[str, str]:
 
 def needed(place: Place) -> dict[str, str]:
     """Every Secret that the pods or the toolkit read, and its type."""
-    values = dict.fromkeys(VALUES, "Opaque")
+    values = dict.fromkeys((*VALUES, *_of_source(place)), "Opaque")
     return values | {tls_secret(pair): "kubernetes.io/tls" for pair in key_pair_names(place)}
 
 
@@ -61,13 +76,18 @@ def made_by_hand(place: Place) -> tuple[str, ...]:
     k = place.settings.kubernetes
     values = () if k.secrets == "external" else VALUES
     pairs = () if k.cert_manager else [tls_secret(pair) for pair in key_pair_names(place)]
-    return (*values, *pairs)
+    return (*values, *_of_source(place), *pairs)
+
+
+def _of_source(place: Place) -> tuple[str, ...]:
+    recovery = place.settings.recovery
+    return (SOURCE,) if recovery and recovery.source else ()
 
 
 def secret_manifest(place: Place, name: str, data: Any) -> Manifest:
     """A Secret; `data` is text by key, or Pulumi's promise of it."""
     kind = "kubernetes.io/tls" if name == CA_KEY else needed(place)[name]
-    keep = KEEP if place.settings.protect else None
+    keep = KEEP if place.settings.protect and name != SOURCE else None
     return place.manifest("v1", "Secret", name, annotations=keep, type=kind, stringData=data)
 
 
@@ -75,6 +95,7 @@ class SecretObjects(Component):
     """What stands in for the Secrets among the stack's resources.
 
     `known`: the values, where Pulumi holds them; None where something else makes the Secrets.
+    `source`: what opens another stack's repository, while this one is made of it.
     """
 
     def __init__(
@@ -82,10 +103,14 @@ class SecretObjects(Component):
         place: Place,
         known: pulumi.Output[Secrets] | None,
         encryption_keys: pulumi.Output[Mapping[str, str]] | None,
+        source: Source | None = None,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("secrets", place, opts)
         k = place.settings.kubernetes
+        if source is not None:
+            data = pulumi.Output.secret(source_data(place.settings, source))
+            self.add(secret_manifest(place, SOURCE, data))
         if known is not None and encryption_keys is not None:
             self._values(place, known, encryption_keys)
             if not k.cert_manager:
