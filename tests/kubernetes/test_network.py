@@ -97,7 +97,7 @@ NODE = (t.PG_PORT, t.PATRONI_PORT, t.AGENT_PORT)
 WAYS = {
     "pg": (NODE[:2], (t.GATE_PORT,), True),
     "pgbouncer": ((t.PG_PORT,), (), False),
-    "runner": (NODE, (), True),
+    "runner": (NODE, (t.GATE_PORT,), True),
 }
 
 

@@ -107,6 +107,46 @@ def test_wrong_words_are_refused() -> None:
     assert (done.returncode, done.stderr[:6]) == (64, "usage:")
 
 
+# -- alone ---------------------------------------------------------------------------------
+
+
+def _alone(file: Path, script: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [BIN / "alone", file, "sh", "-c", script], stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_the_second_waits_for_the_end_of_the_first(tmp_path: Path) -> None:
+    """Whatever ends it: the lock is the command's own."""
+    file = tmp_path / "in-use"
+    first = _alone(file, "echo up; exec sleep 60")
+    assert first.stdout is not None and first.stdout.readline() == "up\n"
+    second = _alone(file, "echo up $$")
+    assert second.stdout is not None
+    assert "still has" in second.stdout.readline()
+    with pytest.raises(subprocess.TimeoutExpired):
+        second.wait(0.5)
+    first.kill()
+    first.wait()
+    # It has taken the place of what started it.
+    assert second.stdout.readline() == f"up {second.pid}\n"
+    assert second.wait(5) == 0
+
+
+def test_who_waits_can_be_stopped(tmp_path: Path) -> None:
+    file = tmp_path / "in-use"
+    first = _alone(file, "echo up; exec sleep 60")
+    assert first.stdout is not None and first.stdout.readline() == "up\n"
+    second = _alone(file, "echo never")
+    assert second.stdout is not None
+    second.stdout.readline()
+    second.terminate()
+    assert second.wait(5) == 143
+    assert second.stdout.read() == ""
+    first.kill()
+    first.wait()
+
+
 # -- pool-gate -----------------------------------------------------------------------------
 
 

@@ -33,6 +33,7 @@ CONTEXTS: Mapping[str, tuple[str, ...]] = {
     "etcd": (),
     "s3": (".elsapg/bin/versitygw", "images/bin/s3"),
     "postgres": (
+        "images/bin/alone",
         "images/bin/found-cluster",
         "images/bin/handover",
         "images/bin/relabel",

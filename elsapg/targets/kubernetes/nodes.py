@@ -5,6 +5,7 @@ Who leads is Patroni's affair: its leader objects and the pods' role label are n
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pulumi
@@ -26,6 +27,8 @@ _NOMINAL_SIZE = "1Gi"
 DEFAULT_CPUS = 2.0
 # A handover takes up to 75 s at worst, and a clean stop ships the last WAL after it.
 _GRACE_S = 150
+# A pod that was deleted by force may still write to the volume that its successor starts with.
+_ALONE = ("alone", "/var/lib/postgresql/.in-use")
 
 
 class Nodes(Component):
@@ -158,7 +161,7 @@ def _pod(place: Place) -> Manifest:
             pods.TOKEN_MOUNT,
         ],
         pods.resources(node.memory_mb, cpus / 2, cpus),
-        command=pods.reloading(node),
+        command=pods.reloading(replace(node, command=(*_ALONE, *node.command))),
         env=_environment(node),
         ports=[_port("postgres", t.PG_PORT), _port("patroni", t.PATRONI_PORT)],
         # Patroni answers these; the kubelet shows no certificate and checks none.
