@@ -206,7 +206,7 @@ def _nodes(settings: Settings) -> tuple[Unit, ...]:
         Unit(
             name=name,
             image="postgres",
-            command=("patroni", f"{CONFIG_DIR}/patroni.yml"),
+            command=("no-orphans", "patroni", f"{CONFIG_DIR}/patroni.yml"),
             aliases=(name,),
             mounts=_node_mounts(name, settings),
             tmpfs=("/tmp", "/var/spool/pgbackrest", "/var/log/pgbackrest"),

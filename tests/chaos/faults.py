@@ -139,6 +139,11 @@ class Subject:
         done = self.deployment.hosts.run(node, "sh", "-c", script)
         assert done.code == 0, done.output
 
+    def freeze_part(self, node: str, title: str) -> None:
+        """SIGSTOP to a process of the server, by its title."""
+        done = self.deployment.hosts.run(node, "pkill", "-STOP", "-f", f"^postgres: .*{title}")
+        assert done.code == 0, done.output
+
     # -- elsapg itself -----------------------------------------------------------------------
 
     def elsapg(self, *words: str) -> subprocess.Popen[str]:

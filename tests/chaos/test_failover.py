@@ -26,6 +26,20 @@ def test_postmaster_killed(faults: Faults, under_writes: UnderWrites) -> None:
     under_writes(act)
 
 
+def test_what_outlives_its_postmaster_does_not_keep_it_down(
+    faults: Faults, under_writes: UnderWrites
+) -> None:
+    """A part of the server does not notice: while it lives PostgreSQL cannot start again."""
+
+    def act(state: Healthy, writes: ContinuousWrites) -> None:
+        faults.freeze_part(state.leader, "pg_cron launcher")
+        faults.kill_postmaster(state.leader)
+        writes.wait_for_errors(1)
+        writes.wait_for_progress()
+
+    under_writes(act)
+
+
 def test_primary_container_killed(faults: Faults, under_writes: UnderWrites) -> None:
     def act(state: Healthy, writes: ContinuousWrites) -> None:
         faults.kill_container(state.leader)

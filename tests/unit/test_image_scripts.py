@@ -147,6 +147,37 @@ def test_who_waits_can_be_stopped(tmp_path: Path) -> None:
     first.wait()
 
 
+# -- no-orphans ----------------------------------------------------------------------------
+
+
+def test_what_outlives_its_postmaster_is_killed() -> None:
+    """A part of a server whose parent process 1 is; not the server itself, nor anything else."""
+    script = (
+        "bash -c 'exec -a \"postgres: elsa: launcher\" sleep 60' & orphan=$!;"
+        "bash -c 'exec -a \"postgres -D data\" sleep 60' & server=$!;"
+        "wait $orphan; echo ended $?; kill $server; wait $server; echo ended $?"
+    )
+    with _watched("bash", "-c", script) as process:
+        assert process.stdout is not None
+        process.wait(20)
+        told, killed, stopped = process.stdout.read().splitlines()
+    assert "postgres: elsa: launcher" in told and "outlived its postmaster" in told
+    assert (killed, stopped) == ("ended 137", "ended 143")
+
+
+def _watched(*command: str) -> subprocess.Popen[str]:
+    env = {**os.environ, "ELSAPG_LOOK_EVERY_S": "0.2"}
+    words = [BIN / "no-orphans", *command]
+    return subprocess.Popen(words, env=env, stdout=subprocess.PIPE, text=True)
+
+
+def test_the_command_has_its_place() -> None:
+    with _watched("sh", "-c", "echo $$; exit 7") as process:
+        assert process.wait(20) == 7
+        assert process.stdout is not None
+        assert process.stdout.read() == f"{process.pid}\n"
+
+
 # -- pool-gate -----------------------------------------------------------------------------
 
 

@@ -36,6 +36,7 @@ CONTEXTS: Mapping[str, tuple[str, ...]] = {
         "images/bin/alone",
         "images/bin/found-cluster",
         "images/bin/handover",
+        "images/bin/no-orphans",
         "images/bin/relabel",
         "images/bin/reload-on-change",
         "images/bin/restore-step",
