@@ -134,8 +134,11 @@ class Subject:
         )
 
     def kill_postmaster(self, node: str) -> None:
-        """SIGKILL to the postmaster; Patroni beside it lives."""
-        script = f"kill -9 $(head -n 1 {t.PGDATA}/postmaster.pid)"
+        """SIGKILL to the postmaster, and wait for its end; Patroni beside it lives."""
+        script = (
+            f"pid=$(head -n 1 {t.PGDATA}/postmaster.pid); kill -9 $pid || exit 1; "
+            "while kill -0 $pid 2>/dev/null; do sleep 0.01; done"
+        )
         done = self.deployment.hosts.run(node, "sh", "-c", script)
         assert done.code == 0, done.output
 

@@ -238,11 +238,6 @@ class ContinuousWrites:
         """Commits acknowledged so far."""
         return sum(len(log.acknowledged) for log in self._logs)
 
-    @property
-    def errors(self) -> int:
-        """Errors seen so far."""
-        return sum(len(log.errors) for log in self._logs)
-
     def wait_for_progress(self, rows: int = 100, timeout: float = 60) -> None:
         """Wait until every writer together have `rows` more acknowledged."""
         wanted = self.acknowledged + rows
@@ -251,14 +246,6 @@ class ContinuousWrites:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"fewer than {rows} commits within {timeout:.0f} s")
             time.sleep(0.05)
-
-    def wait_for_errors(self, count: int, timeout: float = 30) -> None:
-        """Wait until the writers have seen `count` errors in all: the fault has arrived."""
-        deadline = time.monotonic() + timeout
-        while self.errors < count:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"fewer than {count} errors within {timeout:.0f} s")
-            time.sleep(0.02)
 
     def wait_for_everyone(self, timeout: float = 60) -> None:
         """Wait until each single writer has had one more row acknowledged."""
