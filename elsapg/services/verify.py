@@ -28,6 +28,7 @@ from elsapg.errors import MissingError, NotDeployedError, UsageError
 from elsapg.services.deployment import Deployment
 from elsapg.services.places import Places, write_private
 from elsapg.services.verify_plugin import RESULTS
+from elsapg.targets.kubernetes import kubectl
 
 TIMEOUT_S = 600
 CHECK_TIMEOUT_S = 60
@@ -307,6 +308,8 @@ def _run(
                 "ELSAPG_ROOT": str(deployment.root),
                 RESULTS: str(results),
                 **dict.fromkeys((n for n in inherited if n in os.environ), ""),
+                # testinfra calls kubectl by itself.
+                **kubectl.ENVIRONMENT,
             },
             # The child need not ask Pulumi again; standard input is nowhere to be seen.
             stdin=json.dumps(dict(deployment.outputs)),

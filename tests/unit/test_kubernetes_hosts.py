@@ -148,6 +148,19 @@ def _event(pod: str, reason: str, message: str, at: str) -> dict[str, Any]:
     return {"involvedObject": about, "reason": reason, "message": message, "lastTimestamp": when}
 
 
+def test_no_word_of_a_command_is_dropped(
+    hosts: KubernetesHosts, kubectl: FakeKubectl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kubectl is kept from websockets, whatever the user's environment says of them."""
+    monkeypatch.setenv("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "true")
+    script = '#!/bin/sh\necho "websockets $KUBECTL_REMOTE_COMMAND_WEBSOCKETS"\n'
+    (kubectl.folder / "bin" / "kubectl").write_text(script)
+    assert hosts.run("pg-1", "true").output == "websockets false\n"
+    with hosts.converse("pg-1", "true") as process:
+        assert process.stdout is not None
+        assert process.stdout.read() == "websockets false\n"
+
+
 def test_the_context_of_the_stacks_file_is_used(kubectl: FakeKubectl) -> None:
     kubectl.on("exec", "ok")
     KubernetesHosts("test", settings(context="prod")).run("pg-1", "true")

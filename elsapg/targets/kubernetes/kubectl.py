@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import queue
 import re
 import shlex
@@ -75,6 +76,11 @@ class Follower:
         self._process.wait()
 
 
+# By websockets kubectl (1.31 to 1.34 at least) drops what a command says before it is ready to hear it
+# ("Unknown stream id 1, discarding message"): a whole answer may be lost. The older way does not.
+ENVIRONMENT = {"KUBECTL_REMOTE_COMMAND_WEBSOCKETS": "false"}
+
+
 class Kubectl:
     """`kubectl` for one stack's namespace."""
 
@@ -134,7 +140,8 @@ class Kubectl:
 
     def start(self, *words: str, **pipes: Any) -> subprocess.Popen[str]:
         """Start it, for what goes on: a conversation, a watch, a forwarded port."""
-        return subprocess.Popen(self.words(*words), text=True, bufsize=1, **pipes)
+        env = {**os.environ, **ENVIRONMENT}
+        return subprocess.Popen(self.words(*words), env=env, text=True, bufsize=1, **pipes)
 
     @contextlib.contextmanager
     def follow(self, *words: str, complaints: bool = False) -> Iterator[Follower]:
@@ -149,6 +156,7 @@ class Kubectl:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT if complaints else subprocess.DEVNULL,
             process_group=0,
+            env={**os.environ, **ENVIRONMENT},
             text=True,
             bufsize=1,
         )
@@ -163,7 +171,9 @@ class Kubectl:
     ) -> process.Completed:
         doing = next(word for word in words if not word.startswith("-"))
         try:
-            done = process.run(self.words(*words), stdin=stdin, timeout=timeout, check=False)
+            done = process.run(
+                self.words(*words), env=ENVIRONMENT, stdin=stdin, timeout=timeout, check=False
+            )
         except process.CommandFailedError:
             # All other ends are for us to judge: it was not in time.
             raise UnhealthyError(
