@@ -76,8 +76,8 @@ class Follower:
         self._process.wait()
 
 
-# By websockets kubectl (1.31 to 1.34 at least) drops what a command says before it is ready to hear it
-# ("Unknown stream id 1, discarding message"): a whole answer may be lost. The older way does not.
+# By websockets kubectl (seen with 1.32) drops what a command says before it is ready to hear it
+# ("Unknown stream id 1, discarding message"): a whole answer may be lost. The older way loses none.
 ENVIRONMENT = {"KUBECTL_REMOTE_COMMAND_WEBSOCKETS": "false"}
 
 
