@@ -14,6 +14,8 @@ from tests.kubernetes.faults import KubernetesFaults
 pytestmark = [pytest.mark.kubernetes, pytest.mark.slow]
 
 UnderWrites = Callable[..., Any]
+# PgBouncer's word to a client that has no transaction open when it ends.
+POOL_LEAVES = "08P01: server shutting down"
 
 
 def test_postmaster_killed(faults: KubernetesFaults, under_writes: UnderWrites) -> None:
@@ -64,7 +66,8 @@ def test_primary_pod_deleted(faults: KubernetesFaults, under_writes: UnderWrites
 
 
 def test_node_drained(faults: KubernetesFaults, under_writes: UnderWrites) -> None:
-    """`kubectl drain` of the primary's node: no transaction fails."""
+    """`kubectl drain` of the primary's node: no transaction fails. If a pool is on it as well, its
+    clients are told to go, between two transactions."""
 
     def act(state: Healthy, writes: ContinuousWrites) -> None:
         with faults.node_drained(faults.stack.machine(state.leader)):
@@ -73,7 +76,7 @@ def test_node_drained(faults: KubernetesFaults, under_writes: UnderWrites) -> No
 
     before = faults.wait_healthy()
     report, after = under_writes(act)
-    assert report.errors == 0, report.summary()
+    assert report.error_kinds.keys() <= {POOL_LEAVES}, report.summary()
     assert after.leader != before.leader
     assert faults.paused_pools() == []
 
