@@ -19,6 +19,7 @@ import psycopg
 from elsapg.runner import rollout
 from elsapg.runner.config import Config
 from elsapg.runner.gates import GATES, Pair, holding
+from elsapg.runner.handover import checkpoint
 from elsapg.runner.patroni import Member, Patroni, PatroniError, leader, wait_until
 
 UNDER_WAY = ("running custom bootstrap script", "creating replica")
@@ -200,22 +201,14 @@ def pools_held(config: Config) -> Held:
         if not where:
             yield
             return
-        _checkpoint(config, node)
+        # As much of it as can be had.
+        with contextlib.suppress(psycopg.Error):
+            checkpoint(config.conninfo("postgres", node), CHECKPOINT_S)
         with holding(where, pair, say) as pools:
             yield
         say(f"{len(pools)} pools were held meanwhile")
 
     return held
-
-
-def _checkpoint(config: Config, node: str) -> None:
-    """Most of a restart's own, so that the pools are not held for it; as much as can be had."""
-    options = f"-c statement_timeout={CHECKPOINT_S}s"
-    with (
-        contextlib.suppress(psycopg.Error),
-        psycopg.connect(config.conninfo("postgres", node), options=options, autocommit=True) as db,
-    ):
-        db.execute("CHECKPOINT")
 
 
 def restart_pending(patroni: Patroni, held: Held = contextlib.nullcontext, rounds: int = 3) -> None:

@@ -27,7 +27,7 @@ from elsapg.runner.gates import GATES, HELD_S, Pair, holding
 from elsapg.runner.patroni import Member, Patroni, PatroniError, leader, wait_until
 
 CONFIG = Path("/etc/elsapg")
-SOCKETS = "/run/postgresql"
+HERE = "host=/run/postgresql user=postgres dbname=postgres connect_timeout=5"
 # A standby that has just been rolled may not be named synchronous yet.
 CANDIDATE_S = 10.0
 CHECKPOINT_S = 20
@@ -88,12 +88,11 @@ def _names(members: list[Member]) -> str:
     return ", ".join(f"{m.name} ({m.role}, {m.state})" for m in members) or "none"
 
 
-def _checkpoint(patience_s: int = 0) -> None:
+def checkpoint(conninfo: str, patience_s: int = 0) -> None:
     """A shutdown writes a checkpoint: doing most of it beforehand is what makes it short.
 
     After `patience_s` seconds (0: as long as it takes) it goes on by itself, and we go on as well.
     """
-    conninfo = f"host={SOCKETS} user=postgres dbname=postgres connect_timeout=5"
     options = f"-c statement_timeout={patience_s}s"
     with (
         contextlib.suppress(psycopg.errors.QueryCanceled),
@@ -175,7 +174,7 @@ def before_stop(patroni: Patroni, me: str, gates: str | None = None) -> int:
         # One will be named soon, if there is anybody to name.
         wait = gates and len(members) > 1 and patroni.from_any("/config").get("synchronous_mode")
         target = _await_candidate(patroni, None, CANDIDATE_S if wait else 0)
-        _checkpoint(CHECKPOINT_S)
+        checkpoint(HERE, CHECKPOINT_S)
         pair = Pair.of_node(CONFIG / "tls")
         with holding(gates, pair, _report) if gates else _nobody() as held:
             seconds = switchover(patroni, me, target.name, HELD_S if gates else 30)
@@ -222,7 +221,7 @@ def driven(patroni: Patroni, me: str, wanted: str | None) -> int:
         if first is None or first.name != me:
             raise PatroniError(f"{me} does not lead; {first.name if first else 'nobody'} does")
         target = _await_candidate(patroni, wanted)
-        _checkpoint()
+        checkpoint(HERE)
         _say(f"ready {target.name}")
         if sys.stdin.readline().strip() != "go":
             _say("error not told to go; nothing was done")

@@ -47,6 +47,22 @@ def wait_for(condition: Callable[[], Any], what: str, timeout: float, pause: flo
         time.sleep(pause)
 
 
+def last_archived(deployment: Deployment, node: str) -> str:
+    """The last segment that a node's archiver has pushed; empty if none."""
+    sql = "SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver"
+    return deployment.query(node, sql)[0][0][:24]
+
+
+def archive_all(deployment: Deployment, timeout: float = 90) -> str:
+    """Wait until what there is now is in the archive; its last segment. Raises TimeoutError."""
+    primary = deployment.primary()
+    [[segment]] = deployment.query(primary, "SELECT pg_walfile_name(pg_switch_wal())")
+    wait_for(
+        lambda: last_archived(deployment, primary) >= segment, f"{segment} is archived", timeout
+    )
+    return segment
+
+
 @dataclass(frozen=True)
 class Healthy:
     """Who does what in a healthy cluster."""

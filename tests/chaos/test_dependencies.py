@@ -12,7 +12,7 @@ import pytest
 from elsapg.definition import topology as t
 from elsapg.services.deployment import Deployment
 from elsapg.targets.docker import containers
-from tests.chaos.faults import Faults, Healthy, wait_for
+from tests.chaos.faults import Faults, Healthy, last_archived, wait_for
 from tests.chaos.writes import ContinuousWrites
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
@@ -54,7 +54,7 @@ def test_s3_down_under_load(
             writes.wait_for_progress()
         wait_for(
             lambda: (
-                _last_archived(deployment, state.leader) >= switched[-1]
+                last_archived(deployment, state.leader) >= switched[-1]
                 and _waiting(deployment, state.leader) == 0
             ),
             "the queue drains",
@@ -123,11 +123,6 @@ def _waiting(deployment: Deployment, node: str) -> int:
     """Segments that wait for the archive."""
     sql = "SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'"
     return int(deployment.query(node, sql)[0][0])
-
-
-def _last_archived(deployment: Deployment, node: str) -> str:
-    sql = "SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver"
-    return deployment.query(node, sql)[0][0][:24]
 
 
 def _archived_range(deployment: Deployment) -> str:

@@ -76,12 +76,7 @@ def plugin(root: Path, say: Callable[[str], None]) -> Path:
     say(f"building {PLUGIN} (half an hour of CPU, the first time) ...")
     flags = f"-s -w -X {_PLUGIN_MODULE}/pkg/version.Version={PLUGIN_VERSION}"
     try:
-        process.run(
-            ["nice", "go", "build", "-trimpath", "-ldflags", flags, "-o", target, "."],
-            cwd=tools,
-            env={"CGO_ENABLED": "0"},
-            timeout=2 * 3600,
-        )
+        _go_build(tools, flags, target, ".")
         found = process.run(
             ["go", "list", "-m", "-f", "{{.Dir}}", _PLUGIN_MODULE], cwd=tools, timeout=60
         )
@@ -120,18 +115,22 @@ def _build(root: Path, target: Path, version: str) -> None:
         f"-X {_VERSION}.gitMinor={minor}"
     )
     try:
-        process.run(
-            ["nice", "go", "build", "-trimpath", "-ldflags", flags, "-o", f"{target}/", *COMMANDS],
-            cwd=root / "tools" / "kubernetes",
-            env={"CGO_ENABLED": "0"},
-            timeout=3600,
-        )
+        _go_build(root / "tools" / "kubernetes", flags, f"{target}/", *COMMANDS)
     except process.CommandFailedError as error:
         raise MissingError(
             f"cannot build Kubernetes: {error}; it needs a Go module proxy (see 'go env GOPROXY')"
         ) from None
     for name, better in RENAMED.items():
         (target / name).replace(target / better)
+
+
+def _go_build(module: Path, flags: str, target: Path | str, *packages: str) -> None:
+    process.run(
+        ["nice", "go", "build", "-trimpath", "-ldflags", flags, "-o", target, *packages],
+        cwd=module,
+        env={"CGO_ENABLED": "0"},
+        timeout=2 * 3600,
+    )
 
 
 def static_image(binary: Path, name: str) -> bytes:

@@ -12,11 +12,10 @@ import yaml
 from elsapg import stackfile
 from elsapg.definition import topology as t
 from elsapg.services.deployment import Deployment
-from tests.chaos.faults import wait_for
+from tests.chaos.faults import archive_all, wait_for
 from tests.kubernetes.faults import KubernetesFaults
 from tests.kubernetes.stack import Stack, remove
 from tests.kubernetes.test_restore import containers, wal_has_its_volume
-from tests.kubernetes.test_restore_lost import archive_all
 from tests.restore.data import DATABASE, fill, sums
 from tests.stacks import elsapg
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from elsapg.definition import topology as t
-from tests.chaos.faults import wait_for
+from tests.chaos.faults import archive_all
 from tests.kubernetes.faults import KubernetesFaults
 from tests.kubernetes.stack import Stack
 
@@ -74,13 +74,7 @@ def _identities(stack: Stack) -> dict[str, object]:
 def test_wal_arrives_in_s3(stack: Stack, faults: KubernetesFaults) -> None:
     """A segment switched now is in the bucket soon, by the S3's own account."""
     leader = faults.wait_healthy().leader
-    [[segment]] = stack.deployment.query(leader, "SELECT pg_walfile_name(pg_switch_wal())")
-
-    def arrived() -> bool:
-        sql = "SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver"
-        return stack.deployment.query(leader, sql)[0][0][:24] >= segment
-
-    wait_for(arrived, f"{segment} is archived", 90)
+    segment = archive_all(stack.deployment)
     info = json.loads(
         stack.deployment.hosts.run(
             leader, "pgbackrest", f"--stanza={t.STANZA}", "--output=json", "info"

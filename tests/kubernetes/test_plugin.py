@@ -13,11 +13,11 @@ from collections.abc import Iterator
 import pytest
 
 from elsapg.errors import UnexpectedChangesError
+from tests.chaos.faults import archive_all
 from tests.kubernetes import s3
 from tests.kubernetes.binaries import PLUGIN
 from tests.kubernetes.cluster import Cluster
 from tests.kubernetes.stack import Stack, prepare, remove
-from tests.kubernetes.test_restore_lost import archive_all
 from tests.restore.data import DATABASE, fill, sums
 from tests.stacks import ROOT, elsapg
 

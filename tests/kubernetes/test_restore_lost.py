@@ -9,7 +9,7 @@ import pytest
 
 from elsapg.definition import topology as t
 from elsapg.services.deployment import Deployment
-from tests.chaos.faults import wait_for
+from tests.chaos.faults import archive_all, wait_for
 from tests.kubernetes import system
 from tests.kubernetes.faults import KubernetesFaults
 from tests.kubernetes.stack import Stack
@@ -51,16 +51,6 @@ def test_everything_is_lost_but_s3(stack: Stack, faults: KubernetesFaults) -> No
     stack.apply()
     stack.wait_ready()
     assert sums(deployment) == before
-
-
-def archive_all(deployment: Deployment) -> None:
-    """Wait until what there is now is in the archive."""
-    primary = deployment.primary()
-    [[segment]] = deployment.query(primary, "SELECT pg_walfile_name(pg_switch_wal())")
-    sql = "SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver"
-    wait_for(
-        lambda: deployment.query(primary, sql)[0][0][:24] >= segment, f"{segment} is archived", 90
-    )
 
 
 def _copy(stack: Stack, name: str) -> dict[str, Any]:

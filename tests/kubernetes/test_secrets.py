@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.faults import wait_for
+from tests.chaos.faults import archive_all, wait_for
 from tests.kubernetes.faults import KubernetesFaults
 from tests.kubernetes.stack import Stack
 from tests.stacks import elsapg
@@ -93,12 +93,9 @@ def _with_wrong_key(good: dict[str, Any]) -> dict[str, Any]:
 def _waiting(stack: Stack) -> bool:
     """Whether a segment that is switched now is still not archived after some seconds."""
     deployment = stack.deployment
-    primary = deployment.primary()
-    deployment.query(primary, "SELECT txid_current()")
-    [[segment]] = deployment.query(primary, "SELECT pg_walfile_name(pg_switch_wal())")
-    sql = "SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver"
+    deployment.query(deployment.primary(), "SELECT txid_current()")
     try:
-        wait_for(lambda: deployment.query(primary, sql)[0][0][:24] >= segment, segment, 15)
+        archive_all(deployment, 15)
     except TimeoutError:
         return True
     return False

@@ -255,7 +255,7 @@ def switched(monkeypatch: pytest.MonkeyPatch, node: Path) -> list[tuple[str, str
         return 1.0
 
     monkeypatch.setattr(handover, "switchover", switch)
-    monkeypatch.setattr(handover, "_checkpoint", lambda *_: None)
+    monkeypatch.setattr(handover, "checkpoint", lambda *_: None)
     monkeypatch.setattr(handover, "CONFIG", node.parent)
     (node.parent / "tls").symlink_to(node)
     return asked
@@ -362,7 +362,7 @@ def test_a_checkpoint_has_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
         return Database()
 
     monkeypatch.setattr(handover.psycopg, "connect", connect)
-    handover._checkpoint(30)
+    handover.checkpoint(handover.HERE, 30)
     assert asked == ["-c statement_timeout=30s", "CHECKPOINT"]
 
 

@@ -116,35 +116,39 @@ def _alone(file: Path, script: str) -> subprocess.Popen[str]:
     )
 
 
-def test_the_second_waits_for_the_end_of_the_first(tmp_path: Path) -> None:
+@pytest.fixture
+def first(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Whoever has the file; it ends with the test at the latest."""
+    process = _alone(tmp_path / "in-use", "echo up; exec sleep 60")
+    assert process.stdout is not None and process.stdout.readline() == "up\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_the_second_waits_for_the_end_of_the_first(
+    tmp_path: Path, first: subprocess.Popen[str]
+) -> None:
     """Whatever ends it: the lock is the command's own."""
-    file = tmp_path / "in-use"
-    first = _alone(file, "echo up; exec sleep 60")
-    assert first.stdout is not None and first.stdout.readline() == "up\n"
-    second = _alone(file, "echo up $$")
+    second = _alone(tmp_path / "in-use", "echo up $$")
     assert second.stdout is not None
     assert "still has" in second.stdout.readline()
     with pytest.raises(subprocess.TimeoutExpired):
         second.wait(0.5)
     first.kill()
-    first.wait()
     # It has taken the place of what started it.
     assert second.stdout.readline() == f"up {second.pid}\n"
     assert second.wait(5) == 0
 
 
+@pytest.mark.usefixtures("first")
 def test_who_waits_can_be_stopped(tmp_path: Path) -> None:
-    file = tmp_path / "in-use"
-    first = _alone(file, "echo up; exec sleep 60")
-    assert first.stdout is not None and first.stdout.readline() == "up\n"
-    second = _alone(file, "echo never")
+    second = _alone(tmp_path / "in-use", "echo never")
     assert second.stdout is not None
     second.stdout.readline()
     second.terminate()
     assert second.wait(5) == 143
     assert second.stdout.read() == ""
-    first.kill()
-    first.wait()
 
 
 # -- no-orphans ----------------------------------------------------------------------------

@@ -186,10 +186,9 @@ class Kubectl:
 
     def explain(self, stderr: str) -> ElsapgError:
         """kubectl's complaint as one sentence, with the way out."""
-        lines = process.printable(stderr).splitlines()
+        printable = process.printable(stderr)
         # Its libraries' log says the same several times over before kubectl says it in words.
-        words = [line for line in lines if not _LOGGED.match(line)]
-        text = " ".join(" ".join(words or lines).split())
+        text = " ".join((_ASIDE.sub("", printable) or printable).split())
         where = f"the cluster of context {self.context!r}" if self.context else "the cluster"
         told = text.removeprefix("error: ").removeprefix("Error from server ")[:300]
         for pattern, error, way_out in _KNOWN:
@@ -202,8 +201,6 @@ class Kubectl:
         return DeploymentError(f"kubectl: {told or 'it ended without a message'}")
 
 
-# As klog writes: E1126 06:16:23.963338     906 memcache.go:265] …
-_LOGGED = re.compile(r"[EWIF]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ \S+:\d+\]")
 _REACH = "set KUBECONFIG, or elsapg:kubernetes.context in the stack's file"
 _KNOWN: tuple[tuple[str, type[ElsapgError], str], ...] = (
     (
