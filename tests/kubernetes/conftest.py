@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from unittest import mock
 
 import pytest
 
@@ -20,10 +21,11 @@ from tests.stacks import ROOT
 
 @pytest.fixture(scope="package")
 def cluster() -> Iterator[Cluster]:
-    # Whoever has a kubectl keeps it; the one that was built with the cluster comes last.
-    os.environ["PATH"] += os.pathsep + str(binaries.folder(ROOT) / "bin")
-    with running_cluster(ROOT, print) as found:
-        yield found
+    with mock.patch.dict(os.environ):  # what comes after in this process has its own again
+        # Whoever has a kubectl keeps it; the one that was built with the cluster comes last.
+        os.environ["PATH"] += os.pathsep + str(binaries.folder(ROOT) / "bin")
+        with running_cluster(ROOT, print) as found:
+            yield found
 
 
 @pytest.fixture(scope="package")

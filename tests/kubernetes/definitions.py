@@ -40,7 +40,10 @@ MODULES = (
         "github.com/prometheus-operator/prometheus-operator",
         "v0.85.0",
         "h1:M5xLCLEoaW2IJfnuCwFzzpL+jSVQu3KGT84Pye+fW8s=",
-        ("example/*/*_podmonitors.yaml", "example/*/*_prometheusrules.yaml"),
+        (
+            "example/prometheus-operator-crd/*_podmonitors.yaml",
+            "example/prometheus-operator-crd/*_prometheusrules.yaml",
+        ),
     ),
     Module(
         "github.com/argoproj/argo-cd/v3",
