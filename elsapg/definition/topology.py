@@ -84,6 +84,11 @@ class Unit:
     reload_signal: str | None = None
 
 
+# What is done with all of a database lasts as it is large (a backup, a migration's index, a node
+# that is being recovered). Whatever waits for something else has an end of its own.
+LONG_S = 24 * 3600
+
+
 @dataclass(frozen=True)
 class Task:
     """A run that ends: it runs again when its files or its image change."""
@@ -154,11 +159,8 @@ def units(settings: Settings) -> tuple[Unit, ...]:
 
 def tasks(_settings: Settings) -> tuple[Task, ...]:
     """What runs once the units are up, in this order."""
-    return (
-        # It waits for as long as a node is being recovered; each of its own waits has an end.
-        Task("configure", "runner", ("configure",), timeout_s=24 * 3600),
-        Task("bootstrap", "runner", ("bootstrap",), timeout_s=300),
-        Task("first-backup", "runner", ("first-backup",), timeout_s=900),
+    return tuple(
+        Task(name, "runner", (name,), LONG_S) for name in ("configure", "bootstrap", "first-backup")
     )
 
 

@@ -144,7 +144,7 @@ class Deployment:
         columns = lines[0].split("\x1f")
         return [dict(zip(columns, line.split("\x1f"), strict=False)) for line in lines[1:]]
 
-    def runner(self, *command: str, timeout: int = 3600) -> str:
+    def runner(self, *command: str, timeout: int = t.LONG_S) -> str:
         """Run one of the runner's commands (`backup`, …) and return its output."""
         done = self.hosts.task(*command, timeout=timeout)
         if done.code == LockedError.exit_code:

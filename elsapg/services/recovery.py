@@ -9,12 +9,11 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from elsapg.definition import topology as t
 from elsapg.definition.files import schedule_config
 from elsapg.errors import UnhealthyError, UsageError
 from elsapg.services.deployment import Deployment
 
-# A dump, a restore or a drill of a large database takes hours.
-TIMEOUT_S = 24 * 3600
 _HEALTH = ("python3", "-m", "elsapg.runner.health")
 
 
@@ -108,7 +107,7 @@ def dump(deployment: Deployment, *, plain: bool, accept_smaller: bool) -> Dump:
         *(["--plain"] if plain else []),
         *(["--accept-smaller"] if accept_smaller else []),
     ]
-    return _dump(_last_line(deployment.runner("dump", *flags, timeout=TIMEOUT_S)))
+    return _dump(_last_line(deployment.runner("dump", *flags, timeout=t.LONG_S)))
 
 
 def _last_line(output: str) -> dict[str, Any]:
@@ -132,7 +131,7 @@ def restore(deployment: Deployment, label: str, database: str, name: str) -> str
         deployment.primary(),
         *("python3", "-m", "elsapg.runner.undump", label, database, name),
         *("--prefix", archive.dump_prefix, "--jobs", str(archive.dump_jobs)),
-        timeout=TIMEOUT_S,
+        timeout=t.LONG_S,
     )
     told = done.output.strip()
     if done.code == UsageError.exit_code:
@@ -144,4 +143,4 @@ def restore(deployment: Deployment, label: str, database: str, name: str) -> str
 
 def run(deployment: Deployment, job: str) -> dict[str, Any]:
     """Run a drill or a check of the repository now; its report. Raises UnhealthyError."""
-    return _last_line(deployment.runner(job, timeout=TIMEOUT_S))
+    return _last_line(deployment.runner(job, timeout=t.LONG_S))

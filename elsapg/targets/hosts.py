@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from elsapg.definition import topology as t
+
 
 @dataclass(frozen=True)
 class Completed:
@@ -49,7 +51,7 @@ class Hosts(Protocol):
         When this process dies, the command's input ends: that is how it knows.
         """
 
-    def task(self, *command: str, timeout: int = 3600) -> Completed:
+    def task(self, *command: str, timeout: int = t.LONG_S) -> Completed:
         """Run one of the runner's commands (`backup`, …) to its end, where the runner is."""
 
     def states(self) -> Mapping[str, UnitState]:

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 
+from elsapg.definition import topology as t
 from elsapg.errors import MissingError, NotDeployedError
 from elsapg.targets.docker import daemon as d
 from elsapg.targets.hosts import Completed, UnitState
@@ -63,7 +64,7 @@ class DockerHosts:
             bufsize=1,
         )
 
-    def task(self, *command: str, timeout: int = 3600) -> Completed:
+    def task(self, *command: str, timeout: int = t.LONG_S) -> Completed:
         """In the runner, which waits for its schedule meanwhile."""
         return self.run("runner", "python3", "-m", "elsapg.runner", *command, timeout=timeout)
 

@@ -163,7 +163,7 @@ class KubernetesHosts:
 
     # -- the runner's tasks --------------------------------------------------------------------
 
-    def task(self, *command: str, timeout: int = 3600) -> Completed:
+    def task(self, *command: str, timeout: int = t.LONG_S) -> Completed:
         """Run it as a Job of its own, which is deleted whatever happens."""
         own = command[0] if command[0] in OWN_JOBS else TASKS_LIKE
         like = self.kubectl.json("get", "cronjob", own)

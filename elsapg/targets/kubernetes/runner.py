@@ -42,7 +42,7 @@ class Runner(Component):
             bootstrap_manifest(place),
             pulumi.ResourceOptions(
                 depends_on=before,
-                custom_timeouts=pulumi.CustomTimeouts(create="40m"),
+                custom_timeouts=pulumi.CustomTimeouts(create=f"{t.LONG_S}s"),
             ),
             name="job-bootstrap",
         )
