@@ -20,9 +20,9 @@ from typing import Any
 from elsapg.definition import topology as t
 from elsapg.errors import ElsapgError, UnhealthyError, UsageError
 from elsapg.runner import target as targets
-from elsapg.runner.archive import CLOCKS_APART_S, iso
+from elsapg.runner.archive import iso
 from elsapg.runner.target import Target
-from elsapg.services import backups, lock
+from elsapg.services import backups, clocks, lock
 from elsapg.services.deployment import Deployment
 from elsapg.services.peer import Peer
 from elsapg.services.places import Places
@@ -40,7 +40,6 @@ _NOW = (
     "SELECT extract(epoch FROM clock_timestamp()), pg_current_wal_lsn(),"
     " pg_walfile_name(pg_current_wal_lsn())"
 )
-_CLOCK = "SELECT extract(epoch FROM clock_timestamp())"
 # A transaction of our own is the last one: then a target after the last commit has an end.
 _LAST = "SET synchronous_commit = local; SELECT pg_current_xact_id()"
 
@@ -163,20 +162,13 @@ class Restore:
 
     def _one_clock(self, wanted: Target) -> None:
         """Raise UsageError where nodes have lived in different times: each has been a primary."""
-        began = time.monotonic()
-        ahead = {}
-        for member in self._deployment.members():
-            if member["state"] in ("running", "streaming"):
-                node = str(member["name"])
-                ((clock, *_),) = self._deployment.query(node, _CLOCK)
-                ahead[node] = float(clock) - (time.monotonic() - began)
-        fast, slow = max(ahead, key=ahead.__getitem__), min(ahead, key=ahead.__getitem__)
-        apart = ahead[fast] - ahead[slow]
-        if apart > CLOCKS_APART_S:
+        states = ("running", "streaming")
+        up = [str(m["name"]) for m in self._deployment.members() if m["state"] in states]
+        found = clocks.apart(self._deployment, up)
+        if found:
             raise UsageError(
-                f"--to {wanted.value}: the clock of {fast} is {apart:.0f} s ahead of that of "
-                f"{slow}, so that a time is two moments: use an LSN or a mark (`elsapg restore "
-                "points`), and put the clocks right"
+                f"--to {wanted.value}: {found}, so that a time is two moments: use an LSN or a "
+                "mark (`elsapg restore points`), and put the clocks right"
             )
 
     def abandon(self) -> str:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 
 from elsapg.definition import topology as t
 from elsapg.errors import ElsapgError
-from elsapg.services import backups, recovery, restore
+from elsapg.services import backups, clocks, recovery, restore
 from elsapg.services.deployment import Deployment
 
 
@@ -90,7 +90,7 @@ def gather(deployment: Deployment) -> Status:
         if name.endswith("-gate") and unit.state != "running"
     ]
     parts: list[Callable[[Deployment, Status], None]] = [
-        *(_restore, _nodes, _archive, _backup, _recovery),
+        *(_restore, _nodes, _archive, _backup, _recovery, _clocks),
     ]
     with concurrent.futures.ThreadPoolExecutor(max_workers=8) as pool:
         asked = [pool.submit(part, deployment, status) for part in parts]
@@ -245,6 +245,15 @@ def _recovery(deployment: Deployment, status: Status) -> None:
     status.last_dump = found.dumps[-1] if found.dumps else None
     status.recovery = list(found.ended)
     status.problems += [problem.text for problem in found.problems]
+
+
+def _clocks(deployment: Deployment, status: Status) -> None:
+    found = clocks.apart(deployment, deployment.nodes)
+    if found:
+        status.problems.append(
+            f"{found}: no restore to a time can be trusted, and jobs run at another hour after a "
+            "failover; put the machines' clocks right"
+        )
 
 
 def _pool(deployment: Deployment, status: Status, name: str) -> None:

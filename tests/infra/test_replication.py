@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from elsapg.services import clocks
 from tests.infra.facts import Facts, eventually, judge, none, same, unjudged
 
 BEHIND_BYTES = 32 * 1024 * 1024
@@ -56,6 +57,12 @@ def test_commits_wait_for_a_standby(facts: Facts, primary: str, standbys: tuple[
         f"synchronous: {', '.join(synchronous) or 'nobody'} (named: {named or 'nobody'})",
         "after a failover this takes a few seconds; else " + STATUS,
     )
+
+
+def test_the_clocks_agree(facts: Facts) -> None:
+    """The nodes' clocks tell the same time: a restore to a time goes by the primary's."""
+    found = clocks.apart(facts.deployment, facts.deployment.nodes)
+    judge(not found, str(found), "put the machines' clocks right, by NTP")
 
 
 def test_slots_keep_the_wal_that_standbys_need(

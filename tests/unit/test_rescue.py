@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from elsapg.errors import UsageError
 from elsapg.runner.target import Target
 from elsapg.services import clone, rescue, restore
 from elsapg.services.deployment import Deployment
+from elsapg.targets.hosts import Completed
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = {
@@ -123,15 +125,19 @@ def test_on_kubernetes_it_is_refused(tmp_path: Path) -> None:
 
 def test_a_time_is_refused_where_nodes_clocks_are_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     there = Deployment(ROOT, "local")
-    clocks = {"pg-1": 1000.0, "pg-2": 4600.0}
+    ahead = {"pg-1": 0.0, "pg-2": 3600.0}
     members = [
         {"name": "pg-1", "state": "running", "role": "leader"},
         {"name": "pg-2", "state": "streaming", "role": "sync_standby"},
     ]
     monkeypatch.setattr(there, "members", lambda: members)
-    monkeypatch.setattr(there, "query", lambda node, _sql: [[str(clocks[node])]])
+
+    def date(node: str, *_command: str) -> Completed:
+        return Completed(0, f"{time.time() + ahead[node]}\n")
+
+    monkeypatch.setattr(there.hosts, "run", date)
     work, moment = restore.Restore(there), Target("time", "2026-01-31T12:00:00+00:00")
-    with pytest.raises(UsageError, match="pg-2 is 3600 s ahead of that of pg-1"):
+    with pytest.raises(UsageError, match=r"pg-2 is 3\d\d\d s ahead of that of pg-1"):
         work._one_clock(moment)
-    clocks["pg-2"] = 1002.0
+    ahead["pg-2"] = 2.0
     work._one_clock(moment)

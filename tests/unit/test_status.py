@@ -46,8 +46,11 @@ class Healthy:
         self.paused = "0"
         self.journal = ""
         self.used = "41"
+        self.ahead = {"pg-2": 1.0}
 
-    def run(self, _unit: str, *command: str, **_options: Any) -> Completed:
+    def run(self, unit: str, *command: str, **_options: Any) -> Completed:
+        if command[0] == "date":
+            return Completed(0, f"{NOW.timestamp() + self.ahead.get(unit, 0.0)}\n")
         if "elsapg.runner.health" in command:
             return Completed(0, json.dumps(self.overview))
         if command[0] == "df":
@@ -179,6 +182,10 @@ def wal_queues(d: Healthy) -> None:
     d.archiver = ["000000010000000000000003", "12.5", "0", "40"]
 
 
+def clock_set_off(d: Healthy) -> None:
+    d.ahead["pg-2"] = 3600.0
+
+
 def overdue(d: Healthy) -> None:
     d.overview["problems"] = [{"job": "drill", "text": "a restore drill was due"}]
 
@@ -200,6 +207,7 @@ def overdue(d: Healthy) -> None:
         (disk_fills_up, "the disk of pg-1 is 85% full, 2000 MiB are left"),
         (wal_queues, "40 WAL segments (640 MiB) wait on the primary's disk"),
         (overdue, "a restore drill was due"),
+        (clock_set_off, "s ahead of that of pg-1: no restore to a time can be trusted"),
         (paused, "pgbouncer-1 is paused: a switchover is under way"),
     ],
     ids=lambda v: v.__name__ if callable(v) else "",
