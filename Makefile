@@ -6,8 +6,6 @@ MAKEFLAGS += --no-print-directory
 
 STACK ?= local
 PYTEST ?=
-# Of the tests on a real Kubernetes (which is built) as many as there is time for.
-KUBERNETES := $(patsubst %,tests/kubernetes/test_%.py,custom_objects deploy network faults)
 # So many stacks are tested at the same time, one for each worker.
 WORKERS ?= 2
 VENV := .venv
@@ -49,9 +47,9 @@ destroy: $(READY) ## Remove a stack, keeping its data (STACK=local)
 	@$(BIN)/elsapg destroy --stack $(STACK) --yes
 
 .PHONY: test
-test: setup ## Run the tests, but of those on Kubernetes only some (test-kubernetes)
+test: setup ## Run all tests
 	@$(BIN)/python -m pytest -p tests.spread -n $(WORKERS) --durations 30 --durations-min 10 \
-	  $(KUBERNETES) tests/chaos tests/restore tests/recovery tests/integration tests/sql tests/unit $(PYTEST)
+	  tests/kubernetes tests/chaos tests/restore tests/recovery tests/integration tests/sql tests/unit $(PYTEST)
 
 .PHONY: test-kubernetes
 test-kubernetes: setup ## Run all tests of the kubernetes target

@@ -279,6 +279,8 @@ class Facts:
     deployment: Deployment
     backend: Backend
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(6))
+    # Poolers that have turned a client away since.
+    _refused: set[str] = field(default_factory=set)
 
     @property
     def kubernetes(self) -> bool:
@@ -434,6 +436,13 @@ class Facts:
 
     def connect(self, pooler: str, role: str, database: str, **options: Any) -> Any:
         """A connection through a pooler, TLS verified. The caller closes it."""
+        if pooler in self._refused:
+            # What was broken off may still take the way with it.
+            self._refused.remove(pooler)
+            self.backend.lost(pooler)
+        return self._connect(pooler, role, database, **options)
+
+    def _connect(self, pooler: str, role: str, database: str, **options: Any) -> Any:
         self.need_pooler(pooler)
         again = 2
         while True:
@@ -452,8 +461,9 @@ class Facts:
             }
             try:
                 connection = psycopg.connect(**arguments, autocommit=True)
-            except psycopg.OperationalError:
-                if not again or not self.backend.lost(pooler):
+            except psycopg.OperationalError as error:
+                # FATAL is a word of the other end, so the way is there.
+                if not again or "FATAL:" in str(error) or not self.backend.lost(pooler):
                     raise
                 again -= 1
                 continue
@@ -463,9 +473,10 @@ class Facts:
     def attempt(self, pooler: str, role: str, database: str, **options: Any) -> str:
         """Try to log in and run a query: "" if that works, else what it was refused with."""
         try:
-            with self.connect(pooler, role, database, **options) as connection:
+            with self._connect(pooler, role, database, **options) as connection:
                 connection.execute("SELECT 1")
         except psycopg.Error as error:
+            self._refused.add(pooler)
             return " ".join(str(error).split()) or type(error).__name__
         return ""
 

@@ -79,10 +79,10 @@ def _known(executable: str) -> bool:
 def test_postgresql_runs_the_installed_version(facts: Facts, node: str) -> None:
     """The server that answers is the package that is installed."""
     running = re.search(r"Debian ([^)]+)\)", facts.server(node)["server"][0]["version"])
-    package = facts.unit(node).host.package("postgresql-17")
+    installed = facts.unit(node).packages.get("postgresql-17", "none")
     judge(
-        package.is_installed and running and running[1] == package.version,
-        f"{running[1] if running else 'no Debian build'} runs, {package.version} is installed",
+        running and running[1] == installed,
+        f"{running[1] if running else 'no Debian build'} runs, {installed} is installed",
         f"restart {node} by `patronictl restart`, the standby first",
     )
 
