@@ -213,6 +213,12 @@ class Archive:
         line = self._line(target, timeline)
         mark = self._mark(target, timeline) if target.kind == "name" else None
         if mark is not None and mark.lsn > line.leaves(mark.timeline):
+            if mark.timeline not in self.lines:
+                raise UsageError(
+                    f"--to {target.value!r}: that mark is on timeline {mark.timeline}, of which "
+                    "nothing is in the archive yet: try again in a moment; `elsapg status` says "
+                    "whether WAL archiving works"
+                )
             line = self.lines[mark.timeline]
         self._within(target, line, now)
         backup = self._backup(target, line, mark, label, now)

@@ -251,8 +251,8 @@ def _clocks(deployment: Deployment, status: Status) -> None:
     found = clocks.apart(deployment, deployment.nodes)
     if found:
         status.problems.append(
-            f"{found}: no restore to a time can be trusted, and jobs run at another hour after a "
-            "failover; put the machines' clocks right"
+            f"{found}: S3 refuses what a machine more than 15 minutes off signs, so that WAL waits "
+            "on its disk, and no restore to a time can be trusted; put the machines' clocks right"
         )
 
 

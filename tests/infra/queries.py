@@ -126,7 +126,7 @@ _COMMON = {
             extract(epoch FROM now() - r.slot)::float AS age
         FROM elsa_jobs.run AS r WHERE r.slot > now() - interval '1 hour'""",
     "jobs": """
-        SELECT database, name, cron_name, schedule, extract(epoch FROM now() - since)::float AS age
+        SELECT database, name, cron_name, schedule, extract(epoch FROM since)::float AS since
         FROM elsa_jobs.job""",
     "job_status": "SELECT job, overdue, last_error FROM elsa_jobs.status",
 }

@@ -34,8 +34,8 @@ def test_heartbeat_ran_on_every_slot(facts: Facts, database: str) -> None:
     if not facts.deployment.settings.jobs.active:
         return
     rows = facts.database(database)
-    age = next(
-        j["age"] for j in rows["jobs"] if (j["database"], j["name"]) == (database, HEARTBEAT)
+    since = next(
+        j["since"] for j in rows["jobs"] if (j["database"], j["name"]) == (database, HEARTBEAT)
     )
     slots = {
         round(datetime.datetime.fromisoformat(r["slot"]).timestamp()): r["finished"]
@@ -45,7 +45,7 @@ def test_heartbeat_ran_on_every_slot(facts: Facts, database: str) -> None:
     now = datetime.datetime.fromisoformat(
         facts.server(facts.primary())["server"][0]["now"]
     ).timestamp()
-    first = now - min(LOOK_BACK_S, age)
+    first = max(now - LOOK_BACK_S, since)
     slot = (now - GRACE_S) // MINUTE * MINUTE
     missed = []
     while slot > first:

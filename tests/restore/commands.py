@@ -23,7 +23,7 @@ def restore(deployment: Deployment, *words: str, code: int = 0) -> str:
         deployment.root, "restore", "--stack", stack, "--confirm", stack, *words, timeout=1200
     )
     assert done.returncode == code, f"exit {done.returncode}:\n{done.stdout}"
-    assert "Traceback" not in done.stdout
+    assert "Traceback" not in done.stdout, done.stdout
     return done.stdout
 
 

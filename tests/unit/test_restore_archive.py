@@ -197,6 +197,11 @@ def test_marks() -> None:
     assert found.plan(Target("name", "accident")).timeline == 1
     with pytest.raises(UsageError, match="marks: accident, release-1"):
         found.plan(Target("name", "unknown"))
+    # Of a primary whose WAL cannot be archived.
+    ahead = backup(1, 20, annotation={"mark.new": f"3 {lsn(50)} x"})
+    found = held({1: range(31)}, {}, [backup(1, 2), ahead])
+    with pytest.raises(UsageError, match="on timeline 3, of which nothing is in the archive yet"):
+        found.plan(Target("name", "new"))
 
 
 def test_nothing_at_all() -> None:

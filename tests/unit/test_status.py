@@ -207,7 +207,7 @@ def overdue(d: Healthy) -> None:
         (disk_fills_up, "the disk of pg-1 is 85% full, 2000 MiB are left"),
         (wal_queues, "40 WAL segments (640 MiB) wait on the primary's disk"),
         (overdue, "a restore drill was due"),
-        (clock_set_off, "s ahead of that of pg-1: no restore to a time can be trusted"),
+        (clock_set_off, "s ahead of that of pg-1: S3 refuses what a machine"),
         (paused, "pgbouncer-1 is paused: a switchover is under way"),
     ],
     ids=lambda v: v.__name__ if callable(v) else "",
