@@ -104,8 +104,8 @@ def test_accident(filled: Deployment, doors: Access) -> None:
 
 
 def test_killed_at_every_step(filled: Deployment, doors: Access) -> None:
-    """SIGKILL to the command at each of its steps, and S3 away in the middle; run again, it ends as
-    if nothing had been.
+    """SIGKILL to the command at each of its steps, and S3 away in the middle and at the end; run
+    again, it ends as if nothing had been.
     """
     deployment, faults = filled, Faults(filled)
     before = sums(deployment)
@@ -126,6 +126,8 @@ def test_killed_at_every_step(filled: Deployment, doors: Access) -> None:
         assert "S3 does not answer" in restore(deployment, "--no-check", code=7)
     restore_killed(deployment, "recovering", "--no-check")
     restore_killed(deployment, "starting", "--no-check")
+    with faults.down("s3"):
+        assert "S3 does not answer" in restore(deployment, "--no-check", code=7)
     restore_killed(deployment, "bringing roles", "--no-check")
     start, values = commands(""), {"ELSAPG_STACK": deployment.stack}
     assert "undo" in follow([*start, *commands("It was interrupted")], values)
