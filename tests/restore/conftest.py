@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from elsapg.services.deployment import Deployment
+from tests.chaos.faults import Faults
 from tests.chaos.writes import Access, access
 from tests.restore.data import fill
 from tests.stacks import ROOT, running_stack
@@ -28,3 +29,10 @@ def filled(deployment: Deployment) -> Deployment:
 def doors(deployment: Deployment) -> Iterator[Access]:
     with access(deployment) as found:
         yield found
+
+
+@pytest.fixture
+def faults(deployment: Deployment) -> Iterator[Faults]:
+    found = Faults(deployment)
+    yield found
+    found.close()

@@ -52,20 +52,20 @@ def shifted(faults: Faults, node: str) -> Iterator[Clock]:
     """Inside the block the node's clock can be set; it is right at the beginning."""
     units = (node, t.agent_name(node))
     was = {unit: faults.container(unit).attrs for unit in units}
-    client = docker.from_env(timeout=600)
-    try:
-        clock = Clock(faults, node)
-        clock.set_off(0)
+    with contextlib.closing(docker.from_env(timeout=600)) as client:
         image = _image(client, was[node])
-        for unit in units:
-            _make(client, faults.container(unit), image, _ENVIRONMENT)
-        faults.wait_healthy()
-        yield clock
-    finally:
-        for unit in units:
-            _make(client, faults.container(unit), was[unit]["Image"])
-        faults.deployment.hosts.run(node, "rm", "-f", _OFFSET)
-        client.close()
+        try:
+            clock = Clock(faults, node)
+            clock.set_off(0)
+            for unit in units:
+                _make(client, faults.container(unit), image, _ENVIRONMENT)
+            faults.wait_healthy()
+            yield clock
+        finally:
+            for unit in units:
+                _make(client, faults.container(unit), was[unit]["Config"]["Image"])
+            faults.deployment.hosts.run(node, "rm", "-f", _OFFSET)
+            client.images.remove(image)
 
 
 def _image(client: docker.DockerClient, attributes: dict[str, Any]) -> str:

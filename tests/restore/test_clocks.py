@@ -5,7 +5,6 @@ moment than was meant, and backups go on when it is right again.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -23,13 +22,6 @@ pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 HOUR, TEN_MINUTES = 3600, 600
 PREFIX = f"clock{int(time.time())}"
-
-
-@pytest.fixture
-def faults(deployment: Deployment) -> Iterator[Faults]:
-    found = Faults(deployment)
-    yield found
-    found.close()
 
 
 def _told(deployment: Deployment) -> list[str]:

@@ -103,11 +103,11 @@ def test_accident(filled: Deployment, doors: Access) -> None:
     assert sums(deployment) == before
 
 
-def test_killed_at_every_step(filled: Deployment, doors: Access) -> None:
+def test_killed_at_every_step(filled: Deployment, doors: Access, faults: Faults) -> None:
     """SIGKILL to the command at each of its steps, and S3 away in the middle and at the end; run
     again, it ends as if nothing had been.
     """
-    deployment, faults = filled, Faults(filled)
+    deployment = filled
     before = sums(deployment)
     with writing(doors, SECOND) as writer:
         wait_for(lambda: len(writer.rows) > 20, "rows", 60)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -15,13 +14,6 @@ from tests.restore.data import BUCKET, archived, clock, sums
 from tests.stacks import elsapg
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(2400)]
-
-
-@pytest.fixture
-def faults(deployment: Deployment) -> Iterator[Faults]:
-    found = Faults(deployment)
-    yield found
-    found.close()
 
 
 def _postmasters(deployment: Deployment) -> list[str]:
