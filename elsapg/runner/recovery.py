@@ -153,6 +153,7 @@ class PrivateServer:
         self._archive = archive
         self._sockets = sockets
         self._settings = dict(settings or {})
+        self._started_with: dict[str, int] = {}
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -174,6 +175,7 @@ class PrivateServer:
         hba.write_text("local all postgres peer\n", encoding="utf-8")
         (self.data / "standby.signal").unlink(missing_ok=True)
         (self.data / "recovery.signal").touch(mode=0o600)
+        self._started_with = self._floor()
         settings = {
             "listen_addresses": "",
             "unix_socket_directories": str(self._sockets),
@@ -188,7 +190,7 @@ class PrivateServer:
             "primary_conninfo": "",
             "primary_slot_name": "",
             "restore_command": self._restore_command(),
-            **self._floor(),
+            **self._started_with,
             **_recovery_settings(plan, with_target),
             **self._settings,
         }
@@ -243,18 +245,30 @@ class PrivateServer:
             except psycopg.OperationalError:
                 reached = None
             if reached is not None:
+                if paused and _PARAMETERS_TOO_SMALL in self.log.read_text(errors="replace"):
+                    self._start_larger(plan, with_target, say)
+                    continue
                 if not recovering or (with_target and paused):
-                    if paused and _PARAMETERS_TOO_SMALL in self.log.read_text(errors="replace"):
-                        raise RecoveryError(
-                            "recovery needs larger parameters than the stack has now "
-                            f"({self.log} says which): raise them in postgres.parameters, run "
-                            "`elsapg up`, and the restore again"
-                        )
                     return reached
                 if time.monotonic() - told > 5:
                     told = time.monotonic()
                     say(f"replayed up to {reached.lsn} ({reached.last_commit or 'no commit yet'})")
             time.sleep(0.1)
+
+    def _start_larger(self, plan: Plan, with_target: bool, say: Say) -> None:
+        """Go on with parameters that the database had between the backup and the target: since
+        recovery came there, the control file has them."""
+        had, needed = self._started_with, self._floor()
+        more = {name: value for name, value in needed.items() if value > had.get(name, 0)}
+        if not more:
+            raise RecoveryError(
+                f"recovery needs larger parameters than it was given ({self.log} says which): "
+                "raise them in postgres.parameters, run `elsapg up`, and the restore again"
+            )
+        told = ", ".join(f"{name} {value}" for name, value in more.items())
+        say(f"the database once had {told}: going on with that")
+        stop(self.data)
+        self.start(plan, with_target=with_target)
 
     def _look(self) -> tuple[Reached, bool, bool]:
         with self.connect() as db:

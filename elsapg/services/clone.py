@@ -7,7 +7,6 @@ other clone on kubernetes is applied as its source is, and `steps` says how.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -143,7 +142,7 @@ def _refuse_used_places(source: Deployment, name: str) -> None:
             "--output=json", "--log-level-console=off", "repo-ls",
         )  # fmt: skip
         try:
-            found = json.JSONDecoder().raw_decode(done.output)[0]
+            found = done.json()
         except ValueError:
             told = " ".join(done.output.split())[:300]
             raise UnhealthyError(f"pgBackRest on {node} cannot list {place}: {told}") from None

@@ -98,8 +98,7 @@ class Deployment:
         for where in [node] if node else self._running():
             done = self.hosts.run(where, *_CURL, f"https://{where}:{t.PATRONI_PORT}{path}")
             try:
-                # What comes after it was said by curl or kubectl, about the way and not the answer.
-                return json.JSONDecoder().raw_decode(done.output)[0]
+                return done.json()
             except ValueError:
                 told = done.output.strip()[:200]
                 failures.append(f"Patroni on {where} does not answer GET {path}: {told}")

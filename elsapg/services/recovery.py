@@ -67,8 +67,7 @@ def overview(deployment: Deployment) -> Overview:
     told = json.dumps(schedule_config(deployment.settings))
     done = deployment.hosts.run(node, *_HEALTH, told, timeout=120)
     try:
-        # What comes after it was said about the way, not the answer.
-        return parse(json.JSONDecoder().raw_decode(done.output)[0])
+        return parse(done.json())
     except ValueError:
         raise UnhealthyError(
             f"{node} does not say how dumps, drills and checks are: "

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from elsapg.definition import topology as t
 
@@ -16,6 +17,13 @@ class Completed:
 
     code: int
     output: str
+
+    def json(self) -> Any:
+        """The JSON that the output begins with; what comes after it was said about the way there.
+
+        Raises ValueError.
+        """
+        return json.JSONDecoder().raw_decode(self.output)[0]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ drops it, and Docker's own `kill` counts as a stop by hand, after which nothing 
 from __future__ import annotations
 
 import contextlib
-import json
 import subprocess
 import sys
 import threading
@@ -85,8 +84,7 @@ class Subject:
             with contextlib.suppress(ElsapgError, docker.errors.DockerException, ValueError):
                 url = f"https://{node}:{t.PATRONI_PORT}/cluster"
                 done = self.deployment.hosts.run(node, *_CURL, url, timeout=10)
-                answer, _ = json.JSONDecoder().raw_decode(done.output)
-                seen[node] = list(answer.get("members", []))
+                seen[node] = list(done.json().get("members", []))
         return seen
 
     def healthy(self) -> Healthy | None:

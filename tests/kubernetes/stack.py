@@ -91,6 +91,12 @@ class Stack:
             said = self.apply_manifests()
         return dict(line.rsplit(" ", 1) for line in said.splitlines() if " " in line)
 
+    def change(self, **settings: Mapping[str, Any]) -> None:
+        """Apply what the stack was made with, but for these settings."""
+        self.write(settings)
+        self.render()
+        self.apply()
+
     def apply_manifests(self) -> str:
         """Apply what was rendered, and nothing else; what kubectl said."""
         return self.kubectl(
@@ -173,6 +179,12 @@ class Stack:
         """A node's pod as the API server has it."""
         found: dict[str, Any] = json.loads(self.kubectl("get", "pod", unit, "-o", "json"))
         return found
+
+    def uids(self, component: str) -> dict[str, str]:
+        """Of a component's pods: a pod that was replaced has another."""
+        chosen = f"app.kubernetes.io/component={component}"
+        found = json.loads(self.kubectl("get", "pods", "-l", chosen, "-o", "json"))["items"]
+        return {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in found}
 
     def machine(self, unit: str) -> str:
         """The Kubernetes node that a pod runs on."""

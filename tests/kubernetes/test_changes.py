@@ -1,10 +1,8 @@
-"""A changed setting touches only what it must, and volumes grow where they are."""
+"""A changed setting touches only what it must."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
@@ -25,21 +23,9 @@ def as_before(stack: Stack) -> Iterator[None]:
     stack.write()
 
 
-def _change(stack: Stack, **settings: Mapping[str, Any]) -> None:
-    stack.write(settings)
-    stack.render()
-    stack.apply()
-
-
 def _settings(stack: Stack, name: str) -> set[str]:
     deployment = stack.deployment
     return {deployment.query(node, f"SHOW {name}")[0][0] for node in deployment.nodes}
-
-
-def _uids(stack: Stack, component: str) -> dict[str, str]:
-    chosen = f"app.kubernetes.io/component={component}"
-    items = json.loads(stack.kubectl("get", "pods", "-l", chosen, "-o", "json"))["items"]
-    return {item["metadata"]["name"]: item["metadata"]["uid"] for item in items}
 
 
 def test_figures_that_reload_restart_nothing(
@@ -47,7 +33,7 @@ def test_figures_that_reload_restart_nothing(
 ) -> None:
     """PostgreSQL by Patroni at once, PgBouncer when the kubelet has brought its file; the
     bootstrap runs again, since what it reads has changed."""
-    nodes, poolers, job = _uids(stack, "pg"), _uids(stack, "pgbouncer"), stack.bootstrap_job()
+    nodes, poolers, job = stack.uids("pg"), stack.uids("pgbouncer"), stack.bootstrap_job()
 
     def taken() -> bool:
         found = [
@@ -57,8 +43,7 @@ def test_figures_that_reload_restart_nothing(
         return all(values["max_client_conn"] == "900" for values in found)
 
     with continuous_writes(stack.deployment, doors) as writes:
-        _change(
-            stack,
+        stack.change(
             postgres={"parameters": {"work_mem": "5MB"}},
             pooler={"max_client_conn": 900},
         )
@@ -69,17 +54,17 @@ def test_figures_that_reload_restart_nothing(
         writes.wait_for_progress()
     report = writes.check()
     assert (report.errors, report.lost) == (0, 0), report.summary()
-    assert _uids(stack, "pg") == nodes
-    assert _uids(stack, "pgbouncer") == poolers
+    assert stack.uids("pg") == nodes
+    assert stack.uids("pgbouncer") == poolers
 
 
 def test_a_restart_takes_the_standby_first(
     stack: Stack, faults: KubernetesFaults, doors: Access
 ) -> None:
     """PostgreSQL restarts inside its pods; no pod is replaced, and nobody's transaction fails."""
-    nodes = _uids(stack, "pg")
+    nodes = stack.uids("pg")
     with continuous_writes(stack.deployment, doors) as writes:
-        _change(stack, postgres={"max_connections": 101})
+        stack.change(postgres={"max_connections": 101})
         stack.wait_bootstrapped()
         writes.wait_for_progress()
     report = writes.check()
@@ -87,36 +72,23 @@ def test_a_restart_takes_the_standby_first(
     assert (report.errors, report.lost) == (0, 0), report.summary()
     assert _settings(stack, "max_connections") == {"101"}
     assert not any(m.get("pending_restart") for m in stack.deployment.members())
-    assert _uids(stack, "pg") == nodes
+    assert stack.uids("pg") == nodes
     faults.wait_healthy()
 
 
 def test_more_memory_rolls_the_pods(stack: Stack, faults: KubernetesFaults, doors: Access) -> None:
     """A pod's limits cannot change in place: each is replaced in turn, the primary's after it has
     handed over, and nobody's transaction fails. The same with less again."""
-    nodes = _uids(stack, "pg")
+    nodes = stack.uids("pg")
     with continuous_writes(stack.deployment, doors) as writes:
         for postgres in ({"memory_mb": 800}, {}):
-            _change(stack, postgres=postgres)
+            stack.change(postgres=postgres)
             stack.wait_ready()
             faults.wait_healthy()
         writes.wait_for_progress()
     report = writes.check()
     print(report.summary())
     assert (report.errors, report.lost) == (0, 0), report.summary()
-    after = _uids(stack, "pg")
+    after = stack.uids("pg")
     assert after.keys() == nodes.keys()
     assert not set(after.values()) & set(nodes.values())
-
-
-def test_volumes_grow_without_replacement(stack: Stack, faults: KubernetesFaults) -> None:
-    """Only the claims change: the StatefulSet, whose own templates cannot, does not know."""
-    nodes = _uids(stack, "pg")
-    before = json.loads(stack.kubectl("get", "statefulset", "pg", "-o", "json"))["metadata"]
-    _change(stack, postgres={"volume_size": "30Gi"})
-    after = json.loads(stack.kubectl("get", "statefulset", "pg", "-o", "json"))["metadata"]
-    assert (after["uid"], after["generation"]) == (before["uid"], before["generation"])
-    for node in stack.deployment.nodes:
-        claim = json.loads(stack.kubectl("get", "pvc", f"data-{node}", "-o", "json"))
-        assert claim["spec"]["resources"]["requests"]["storage"] == "30Gi"
-    assert _uids(stack, "pg") == nodes

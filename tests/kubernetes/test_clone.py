@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 
@@ -146,8 +145,7 @@ def _objects(deployment: Deployment) -> dict[str, tuple[int, int]]:
     words = ("pgbackrest", "repo-ls", "--recurse", "--output=json", "--log-level-console=off")
     done = deployment.hosts.run(deployment.primary(), *words)
     assert done.code == 0, done.output
-    found = json.JSONDecoder().raw_decode(done.output)[0]
-    return {p: (e["size"], e["time"]) for p, e in found.items() if e["type"] == "file"}
+    return {p: (e["size"], e["time"]) for p, e in done.json().items() if e["type"] == "file"}
 
 
 def _line(deployment: Deployment) -> str:

@@ -6,9 +6,10 @@ import time
 
 import pytest
 
+from elsapg.definition import topology as t
 from elsapg.services.deployment import Deployment
 from elsapg.targets.docker import daemon as d
-from tests.chaos.faults import Faults
+from tests.chaos.faults import Faults, wait_for
 from tests.restore.commands import iso, restore
 from tests.restore.data import BUCKET, archived, clock, sums
 from tests.stacks import elsapg
@@ -123,6 +124,47 @@ def test_disk_full(filled: Deployment, faults: Faults) -> None:
     told = recover_on(backup + 40)
     assert "fetched" in told, told
     assert "was full during recovery" in told and "Nothing was promoted" in told, told
+
+
+def test_parameters_that_were_larger_for_a_while(filled: Deployment, faults: Faults) -> None:
+    """Between the backup and the target max_connections was larger than in either, by hand."""
+    deployment = filled
+    before, backup = sums(deployment), deployment.backup_info()["backup"][-1]["label"]
+    [[now]] = deployment.query(deployment.primary(), "SHOW max_connections")
+    for value in (int(now) + 20, int(now)):
+        _set(deployment, "max_connections", value)
+        faults.wait_healthy()
+    archived(deployment)
+    target = iso(clock(deployment))
+    quick = ("--no-verify", "--no-backup", "--no-check")
+    told = restore(deployment, "--to", target, "--backup", backup, *quick)
+    assert f"the database once had max_connections {int(now) + 20}: going on" in told
+    assert sums(deployment) == before
+    faults.wait_healthy()
+
+
+def _set(deployment: Deployment, name: str, value: int) -> None:
+    """A parameter that needs a restart, as an administrator sets it: the standby must not have less
+    than the primary."""
+    patronictl = ("patronictl", "-c", f"{t.CONFIG_DIR}/patroni.yml")
+    change = ("edit-config", "--force", "-s", f"postgresql.parameters.{name}={value}")
+    done = deployment.hosts.run(deployment.primary(), *patronictl, *change)
+    assert done.code == 0, done.output
+
+    def pending() -> list[str]:
+        found = sorted(deployment.members(), key=lambda m: m["role"] == "leader")
+        return [str(m["name"]) for m in found if m.get("pending_restart")]
+
+    wait_for(pending, f"{name} waits for a restart", 60)
+
+    def restarted() -> bool:
+        for node in pending():
+            words = ("restart", t.SCOPE, node, "--force")
+            deployment.hosts.run(deployment.primary(), *patronictl, *words)
+        values = {deployment.query(n, f"SHOW {name}")[0][0] for n in deployment.nodes}
+        return values == {str(value)} and not pending()
+
+    wait_for(restarted, f"{name} is {value} everywhere", 120, 2)
 
 
 def test_s3_down(filled: Deployment, faults: Faults) -> None:
