@@ -90,7 +90,8 @@ def _comes_once_it_is_opened(look: Stack) -> None:
     for node in look.deployment.nodes:
         assert look.deployment.hosts.run(node, "ls", f"{t.PGDATA}/PG_VERSION").code != 0, node
     assert "made     source" in look.run("secrets", "apply")
-    look.wait_ready()
+    # A Secret takes its time to reach a pod, and a node that waited too long for it starts again.
+    look.wait_ready(480)
     KubernetesFaults(look).wait_healthy()
 
 
@@ -122,7 +123,8 @@ def _ends(look: Stack) -> None:
     assert "removed  source" in look.run("secrets", "apply")
     look.render()
     look.apply()
-    look.wait_ready()
+    # A Secret takes its time to reach a pod, and a node that waited too long for it starts again.
+    look.wait_ready(480)
     KubernetesFaults(look).wait_healthy()
 
 
