@@ -10,7 +10,7 @@ A pod that comes back labels itself again.
 
 from __future__ import annotations
 
-import os
+import socket
 import sys
 
 from elsapg.runner import kube
@@ -28,7 +28,8 @@ def main(arguments: list[str]) -> int:
         chosen = f"{SCOPE_LABEL}%3D{scope},{ROLE_LABEL}%3Dprimary"
         for pod in kube.get(f"pods?labelSelector={chosen}")["items"]:
             name = pod["metadata"]["name"]
-            if name != os.environ["PATRONI_NAME"]:
+            # Patroni keeps its variables from what it starts; a pod's host has the pod's name.
+            if name != socket.gethostname():
                 kube.merge(f"pods/{name}", {"metadata": {"labels": {ROLE_LABEL: None}}})
                 print(f"relabel: {name} no longer leads", flush=True)
     except kube.KubeError as error:

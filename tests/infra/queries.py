@@ -8,6 +8,7 @@ from __future__ import annotations
 SERVER_FACTS = {
     "server": """
         SELECT pg_is_in_recovery() AS recovery, version() AS version, now() AS now,
+            extract(epoch FROM pg_postmaster_start_time())::float AS started,
             current_setting('data_checksums') AS data_checksums,
             current_setting('ssl') AS ssl,
             current_setting('ssl_min_protocol_version') AS ssl_min_protocol_version,

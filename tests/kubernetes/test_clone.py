@@ -123,8 +123,7 @@ def _ends(look: Stack) -> None:
     assert "removed  source" in look.run("secrets", "apply")
     look.render()
     look.apply()
-    # A Secret takes its time to reach a pod, and a node that waited too long for it starts again.
-    look.wait_ready(480)
+    look.wait_ready()
     KubernetesFaults(look).wait_healthy()
 
 

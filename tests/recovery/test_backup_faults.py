@@ -20,7 +20,8 @@ def labels(stack: ArchiveStack) -> list[str]:
 def go_on(stack: ArchiveStack, process: subprocess.Popen[str]) -> str:
     """Let it go on to its end, which is a bad one; what it said."""
     stack.shell("runner", "pkill -CONT -x pgbackrest")
-    told, _ = process.communicate(timeout=180)
+    # Some of its waits for a server that is gone have pgBackRest's own patience.
+    told, _ = process.communicate(timeout=420)
     assert process.returncode != 0, told
     return told
 

@@ -94,7 +94,7 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
     monkeypatch.setattr(kube, "ACCOUNT", tmp_path)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "localhost")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(found.server.server_port))
-    monkeypatch.setenv("PATRONI_NAME", "pg-2")
+    monkeypatch.setattr("socket.gethostname", lambda: "pg-2")
     monkeypatch.setenv(rollout.STATEFUL_SET, "pg")
     yield found
     found.server.shutdown()

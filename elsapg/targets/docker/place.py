@@ -24,9 +24,9 @@ from elsapg.targets.docker.resources import (
 
 # Of the runner's modules those that a node has: a change of any other leaves the nodes alone.
 NODE_MODULES = (
-    *("__init__", "archive", "backup", "config", "dumps", "found", "gates", "handover", "health"),
-    *("jobs", "kube", "patroni", "pgbackrest", "recovery", "relabel", "repository", "restore"),
-    *("s3", "sealed", "target", "undump"),
+    *("__init__", "archive", "backup", "config", "dumps", "duplicate", "found", "gates"),
+    *("handover", "health", "jobs", "kube", "patroni", "pgbackrest", "recovery", "relabel"),
+    *("repository", "restore", "s3", "sealed", "target", "undump"),
 )
 # What each image is made of, beside the Dockerfile: a change of SQL rebuilds the runner only.
 CONTEXTS: Mapping[str, tuple[str, ...]] = {
@@ -40,6 +40,7 @@ CONTEXTS: Mapping[str, tuple[str, ...]] = {
         "images/bin/relabel",
         "images/bin/reload-on-change",
         "images/bin/restore-step",
+        "images/bin/wal-duplicate",
         "images/bin/wal-get",
         "elsapg/__init__.py",
         "elsapg/errors.py",
