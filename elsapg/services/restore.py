@@ -329,14 +329,14 @@ class Restore:
         deadline = time.monotonic() + ARCHIVED_WITHIN_S
         while True:
             ((last,),) = self._deployment.query(
-                primary, "SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver"
+                primary, "SELECT coalesce(last_archived_wal, '-') FROM pg_stat_archiver"
             )
             if last[:24] >= segment:
                 return
             if time.monotonic() > deadline:
                 raise UnhealthyError(
                     f"WAL segment {segment} does not reach the archive (the last one there is "
-                    f"{last or 'none'}), so what there is now would be lost: see that S3 answers; "
+                    f"{last}), so what there is now would be lost: see that S3 answers; "
                     "nothing was stopped"
                 )
             time.sleep(0.3)

@@ -47,8 +47,8 @@ def wait_for(condition: Callable[[], Any], what: str, timeout: float, pause: flo
 
 
 def last_archived(deployment: Deployment, node: str) -> str:
-    """The last segment that a node's archiver has pushed; empty if none."""
-    sql = "SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver"
+    """The last segment that a node's archiver has pushed; "-" if none."""
+    sql = "SELECT coalesce(last_archived_wal, '-') FROM pg_stat_archiver"
     return deployment.query(node, sql)[0][0][:24]
 
 
