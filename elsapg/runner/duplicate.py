@@ -17,9 +17,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from elsapg.runner.archive import SEGMENT_BYTES
+
 DUPLICATE = 45
 """pgBackRest's exit code for it."""
-SEGMENT_BYTES = 16 * 1024 * 1024
 _RECORD = re.compile(r"len \(rec/tot\): *\d+/ *(\d+), .*?lsn: ([0-9A-F]+)/([0-9A-F]+), ")
 
 

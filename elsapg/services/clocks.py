@@ -37,13 +37,12 @@ def apart(deployment: Deployment, nodes: Iterable[str]) -> Apart | None:
             seen[node] = future.result()
         except ElsapgError:
             continue
-    found = [
-        Apart(fast, slow, seen[fast][0] - seen[slow][1])
-        for fast in seen
-        for slow in seen
-        if seen[fast][0] - seen[slow][1] > CLOCKS_APART_S
-    ]
-    return max(found, key=lambda pair: pair.seconds, default=None)
+    if not seen:
+        return None
+    fast = max(seen, key=lambda node: seen[node][0])
+    slow = min(seen, key=lambda node: seen[node][1])
+    seconds = seen[fast][0] - seen[slow][1]
+    return Apart(fast, slow, seconds) if seconds > CLOCKS_APART_S else None
 
 
 def _ahead(deployment: Deployment, node: str) -> tuple[float, float]:

@@ -180,9 +180,9 @@ class Stack:
         found: dict[str, Any] = json.loads(self.kubectl("get", "pod", unit, "-o", "json"))
         return found
 
-    def uids(self, component: str) -> dict[str, str]:
-        """Of a component's pods: a pod that was replaced has another."""
-        chosen = f"app.kubernetes.io/component={component}"
+    def uids(self, *components: str) -> dict[str, str]:
+        """Of the pods of components: a pod that was replaced has another."""
+        chosen = f"app.kubernetes.io/component in ({','.join(components)})"
         found = json.loads(self.kubectl("get", "pods", "-l", chosen, "-o", "json"))["items"]
         return {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in found}
 

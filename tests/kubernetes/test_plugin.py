@@ -4,7 +4,6 @@ setting changes what it must, `destroy` keeps the data, and the next `up` finds 
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 import shutil
@@ -87,12 +86,12 @@ def test_a_change_by_hand_is_found_and_mended(deployed: Stack) -> None:
 
 def test_a_setting_reaches_the_cluster(deployed: Stack) -> None:
     """By a bootstrap Job of its own, which takes the old one's place; no pod is replaced."""
-    before, old = _uids(deployed), _jobs(deployed)
+    before, old = deployed.uids("pg", "pgbouncer"), _jobs(deployed)
     deployed.write({"postgres": {"parameters": {"work_mem": "5MB"}}})
     deployed.run("up", "--yes")
     deployment = deployed.deployment
     assert deployment.query(deployment.primary(), "SHOW work_mem") == [["5MB"]]
-    assert _uids(deployed) == before
+    assert deployed.uids("pg", "pgbouncer") == before
     assert len(_jobs(deployed)) == 1 and _jobs(deployed) != old
     assert _no_changes(deployed) == ""
 
@@ -130,12 +129,6 @@ def test_a_clone_comes_up_by_itself(deployed: Stack) -> None:
         done = elsapg(ROOT, "destroy", "--stack", name, "--purge", "--confirm", name)
         print(done.stdout[-2000:])
         remove(look, bucket=False)
-
-
-def _uids(stack: Stack) -> set[str]:
-    chosen = "app.kubernetes.io/component in (pg,pgbouncer)"
-    items = json.loads(stack.kubectl("get", "pods", "-l", chosen, "-o", "json"))["items"]
-    return {item["metadata"]["uid"] for item in items}
 
 
 def _jobs(stack: Stack) -> set[str]:

@@ -10,13 +10,12 @@ import pytest
 
 from elsapg.services import status
 from elsapg.services.deployment import Deployment
-from elsapg.services.verify import verify
 from tests.chaos.faults import Faults, archive_all, wait_for
 from tests.chaos.writes import Access
+from tests.recovery.archive_stack import ArchiveStack
 from tests.restore.commands import iso, restore
 from tests.restore.data import Writer, present, writing
 from tests.restore.shifted import Clock, shifted
-from tests.stacks import elsapg
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(2400)]
 
@@ -26,12 +25,6 @@ PREFIX = f"clock{int(time.time())}"
 
 def _told(deployment: Deployment) -> list[str]:
     return [p for p in status.gather(deployment).problems if "the clock of" in p]
-
-
-def _red(deployment: Deployment) -> set[str]:
-    found = verify(deployment)
-    assert not found.broken, found.broken
-    return {check.name for check in found.failures}
 
 
 def _more(writer: Writer, count: int = 20) -> None:
@@ -46,7 +39,7 @@ def test_a_clock_that_is_ahead(filled: Deployment, doors: Access, faults: Faults
         assert not _told(filled)
         clock.set_off(HOUR)
         wait_for(lambda: _told(filled), "status tells of the clock", 30)
-        assert _red(filled) == {"test_the_clocks_agree"}
+        assert ArchiveStack(filled).red() == {"test_the_clocks_agree"}
         _an_hour(filled, doors, faults, clock, wrong)
         clock.set_off(TEN_MINUTES)
         wait_for(lambda: _told(filled), "status tells of the clock", 30)
@@ -65,7 +58,7 @@ def _an_hour(
         assert faults.wait_healthy().leader == wrong
         _more(writer)
         before = present(deployment, PREFIX)
-        _elsapg(deployment, "restore", "mark", f"{PREFIX}-mark")
+        ArchiveStack(deployment).elsapg("restore", "mark", f"{PREFIX}-mark")
         marked_at = time.time()
         _more(writer)
         wait_for(
@@ -90,12 +83,7 @@ def _an_hour(
 def _ten_minutes(deployment: Deployment, clock: Clock) -> None:
     """S3 takes what it signs. When the clock is right again, the last backup is of the future."""
     archive_all(deployment)
-    _elsapg(deployment, "backup", "now")
+    ArchiveStack(deployment).elsapg("backup", "now")
     clock.set_off(0)
     wait_for(lambda: not _told(deployment), "the clock is right", 30)
-    _elsapg(deployment, "backup", "now")
-
-
-def _elsapg(deployment: Deployment, *words: str) -> None:
-    done = elsapg(deployment.root, *words, "--stack", deployment.stack, timeout=600)
-    assert done.returncode == 0, done.stdout
+    ArchiveStack(deployment).elsapg("backup", "now")

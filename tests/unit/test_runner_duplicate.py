@@ -1,6 +1,6 @@
 """A segment that the archive has with other bytes: what counts as archived, what stays an error.
 
-What pg_waldump says is played here; tests/restore has the real one.
+What pg_waldump says is played here; tests/chaos has the real one.
 """
 
 from __future__ import annotations
