@@ -85,6 +85,10 @@ class Repository:
     def info(self) -> dict[str, Any]:
         """pgBackRest's own account: backups, archive range, status; {} if there is no stanza.
 
+        Its backups the oldest first by the WAL that they end with. pgBackRest has them by label:
+        an incremental one comes beside its full one, however old that is, and a clock that was
+        wrong is in the label.
+
         Raises RepositoryError when no repository can be read: one is enough to restore from.
         """
         # By default it waits three times half a minute for an S3 that does not answer.
@@ -97,6 +101,7 @@ class Repository:
         troubles = unreadable(stanza)
         if troubles and len(troubles) == len(stanza["repo"]):
             raise RepositoryError(min(troubles.items())[1])
+        stanza["backup"] = sorted(stanza.get("backup", []), key=_age)
         return stanza
 
     def archive(self) -> archive.Archive:
@@ -126,6 +131,12 @@ class Repository:
                 if path.endswith(".history")
             }
         return archive.read(info, listing, histories)
+
+
+def _age(backup: Mapping[str, Any]) -> tuple[int, str, int]:
+    """Timelines only grow, but a major upgrade begins again with the first."""
+    database = int(backup["database"]["id"])
+    return database, str(backup["archive"]["stop"]), int(backup["timestamp"]["stop"])
 
 
 def unreadable(info: Mapping[str, Any]) -> dict[int, str]:

@@ -129,7 +129,7 @@ def test_disk_full(filled: Deployment, faults: Faults) -> None:
 def test_parameters_that_were_larger_for_a_while(filled: Deployment, faults: Faults) -> None:
     """Between the backup and the target max_connections was larger than in either, by hand."""
     deployment = filled
-    before, backup = sums(deployment), deployment.backup_info()["backup"][-1]["label"]
+    before = sums(deployment)
     [[now]] = deployment.query(deployment.primary(), "SHOW max_connections")
     for value in (int(now) + 20, int(now)):
         _set(deployment, "max_connections", value)
@@ -137,7 +137,7 @@ def test_parameters_that_were_larger_for_a_while(filled: Deployment, faults: Fau
     archived(deployment)
     target = iso(clock(deployment))
     quick = ("--no-verify", "--no-backup", "--no-check")
-    told = restore(deployment, "--to", target, "--backup", backup, *quick)
+    told = restore(deployment, "--to", target, *quick)
     assert f"the database once had max_connections {int(now) + 20}: going on" in told
     assert sums(deployment) == before
     faults.wait_healthy()

@@ -18,6 +18,7 @@ from elsapg.runner.backup import missed_run, next_run
 from elsapg.runner.config import Config
 from elsapg.runner.pgbackrest import Repository, RepositoryError
 from elsapg.services import backups
+from tests.unit.fakes import backup_told
 
 SCHEDULES = {"full": "0 1 * * 0", "incr": "0 1 * * 1-6"}
 SUNDAY = datetime.datetime(2026, 3, 1, tzinfo=datetime.UTC)
@@ -67,6 +68,11 @@ def test_it_is_always_in_the_future_and_within_a_day(now: datetime.datetime) -> 
     assert datetime.timedelta(0) < due - now <= datetime.timedelta(days=1)
 
 
+def info(*labels: str) -> str:
+    """pgBackRest's answer."""
+    return json.dumps([{"backup": [backup_told(label, n) for n, label in enumerate(labels)]}])
+
+
 class Tool:
     """pgBackRest: remembers how it was called, answers as it was told."""
 
@@ -113,7 +119,7 @@ def test_a_failure_without_error_lines_says_what_there_is(tool: Tool) -> None:
 
 
 def test_the_first_backup_is_taken_once(tool: Tool, capsys: pytest.CaptureFixture[str]) -> None:
-    tool.out = '[{"backup": [{"label": "20260101-010000F"}]}]'
+    tool.out = info("20260101-010000F")
     backup.first(CONFIG)
     verbs = [call[-1] for call in tool.calls]
     assert verbs == ["stanza-create", "check", "info"]
@@ -129,7 +135,7 @@ def test_the_first_backup_is_full(tool: Tool, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_backup_is_told_by_its_label(tool: Tool) -> None:
-    tool.out = '[{"backup": [{"label": "A"}, {"label": "B"}]}]'
+    tool.out = info("A", "B")
     assert backup.backup(CONFIG, "incr") == "B"
     own = ["pgbackrest", "--stanza=elsa", "--repo=1"]
     # S3 is looked at first, which is quick where it is away.
@@ -152,7 +158,7 @@ def test_a_full_one_that_broke_off_is_taken_again(
 
     def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         if command[-1] == "info":
-            return subprocess.CompletedProcess(command, 0, '[{"backup": [{"label": "C"}]}]', "")
+            return subprocess.CompletedProcess(command, 0, info("C"), "")
         calls.append(command[-2])
         again = len(calls) > 1
         return subprocess.CompletedProcess(command, 0 if again else 106, "", f"ERROR: {told}")
@@ -176,7 +182,7 @@ def test_a_standby_that_does_not_come_along_is_not_copied_from(
 
     def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         if command[-1] == "info":
-            return subprocess.CompletedProcess(command, 0, '[{"backup": [{"label": "C"}]}]', "")
+            return subprocess.CompletedProcess(command, 0, info("C"), "")
         calls.append(command[3:])
         fails = len(calls) == 1 or late_again
         return subprocess.CompletedProcess(command, 82 if fails else 0, "", late)
@@ -198,10 +204,7 @@ def test_a_second_repository_gets_its_own_even_if_the_first_fails(
     tool: Tool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = dataclasses.replace(CONFIG, repositories=2)
-    tool.out = json.dumps(
-        [{"backup": [{"label": "A", "database": {"repo-key": 1}},
-                     {"label": "B", "database": {"repo-key": 2}}]}]
-    )  # fmt: skip
+    tool.out = json.dumps([{"backup": [backup_told("A"), backup_told("B", repository=2)]}])
     assert backup.backup(both, "full") == "A"
     taken = [call for call in tool.calls if call[-1] == "backup"]
     assert [call[2] for call in taken] == ["--repo=1", "--repo=2"]

@@ -16,14 +16,9 @@ from elsapg.runner.pgbackrest import (
     settle,
     unreadable,
 )
+from tests.unit.fakes import backup_told
 
 SHA = "0" * 40
-BACKUP = {
-    "type": "full",
-    "archive": {"start": "000000010000000000000003", "stop": "000000010000000000000003"},
-    "lsn": {"start": "0/3000028", "stop": "0/3000100"},
-    "timestamp": {"start": 1, "stop": 2},
-}
 
 
 class Tool:
@@ -49,9 +44,7 @@ class Tool:
             {
                 "repo": [{"key": n, "status": status[n]} for n in numbers],
                 "db": [{"id": 1, "version": "17", "repo-key": n} for n in readable],
-                "backup": [
-                    {**BACKUP, "label": f"in-{n}", "database": {"repo-key": n}} for n in readable
-                ],
+                "backup": [backup_told(f"in-{n}", repository=n) for n in readable],
             }
         ]
 
@@ -91,6 +84,23 @@ def test_one_that_is_away_does_not_matter_to_a_restore(tool: Tool) -> None:
     tool.away = {1, 2}
     with pytest.raises(RepositoryError, match="S3 does not answer"):
         Repository().archive()
+
+
+def test_backups_come_in_the_order_in_which_they_were_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    by_label = [
+        backup_told("20260101-010000F", 3),
+        backup_told(
+            "20260101-010000F_20260104-010000I", 4, timeline=2
+        ),  # of a stack that went back
+        backup_told("20260102-010000F", 9),
+        backup_told("20260102-010000F_20260103-010000I", 12),
+    ]
+    done = subprocess.CompletedProcess([], 0, json.dumps([{"repo": [], "backup": by_label}]), "")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    found = [backup["label"] for backup in Repository().info()["backup"]]
+    assert found == [by_label[n]["label"] for n in (0, 2, 3, 1)]
 
 
 def test_what_s3_says_is_told_without_its_headers() -> None:
