@@ -108,6 +108,8 @@ class Access:
     pools: tuple[tuple[str, int], ...]
     passwords: dict[str, str] = field(repr=False)
     ca_file: str
+    # Where all of them are, if the certificate's name is not one that this machine finds.
+    address: str | None = None
 
     def connect(
         self, role: str, database: str = DATABASE, pool: int = 0, **options: Any
@@ -116,6 +118,7 @@ class Access:
         host, port = self.pools[pool % len(self.pools)]
         return psycopg.connect(
             host=host,
+            hostaddr=self.address,
             port=port,
             user=role,
             password=self.passwords[role],
@@ -136,16 +139,18 @@ class Access:
 
 @contextlib.contextmanager
 def access(
-    deployment: Deployment, pools: Sequence[Mapping[str, Any]] | None = None
+    deployment: Deployment,
+    pools: Sequence[Mapping[str, Any]] | None = None,
+    address: str | None = None,
 ) -> Iterator[Access]:
-    """The stack's doors (`pools`, if it has others); its CA lies in a file while this lasts."""
+    """The stack's doors, or `pools` at `address`; its CA lies in a file while this lasts."""
     outputs = deployment.outputs
     with tempfile.TemporaryDirectory(prefix="elsapg-ca-") as folder:
         ca = Path(folder) / "ca.crt"
         ca.write_text(outputs["ca"], encoding="utf-8")
         doors = pools or outputs["pools"]
         addresses = tuple((str(p["host"]), int(p["port"])) for p in doors)
-        yield Access(addresses, dict(outputs["passwords"]), str(ca))
+        yield Access(addresses, dict(outputs["passwords"]), str(ca), address)
 
 
 class ContinuousWrites:

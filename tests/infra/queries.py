@@ -37,7 +37,8 @@ SERVER_FACTS = {
         WHERE a.client_addr IS NOT NULL""",
     "senders": """
         SELECT application_name, usename, state, sync_state,
-            pg_wal_lsn_diff(sent_lsn, replay_lsn)::bigint AS behind,
+            -- NULL until the standby's first answer, which wal_sender_timeout bounds.
+            coalesce(pg_wal_lsn_diff(sent_lsn, replay_lsn), 0)::bigint AS behind,
             coalesce(extract(epoch FROM replay_lag), 0)::float AS lag
         FROM pg_stat_replication""",
     "receiver": """

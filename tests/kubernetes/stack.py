@@ -220,13 +220,13 @@ class Stack:
     def doors(self) -> Iterator[Access]:
         """How a client on this machine reaches the pools: by NodePort on the cluster of this
         machine, else by whatever the cluster has made of a Service of its own."""
-        made, host = self.open_doors(), "localhost"
+        made, address = self.open_doors(), None
         if not self.cluster.ours:
             nodes = json.loads(self.cluster.kubectl("get", "nodes", "-o", "json"))["items"]
             addresses = {a["type"]: a["address"] for a in nodes[0]["status"]["addresses"]}
-            host = addresses.get("ExternalIP", addresses["InternalIP"])
-        pools = ({"host": host, "port": made["spec"]["ports"][0]["nodePort"]},)
-        with access(self.deployment, pools=pools) as found:
+            address = addresses.get("ExternalIP", addresses["InternalIP"])
+        pools = ({"host": "localhost", "port": made["spec"]["ports"][0]["nodePort"]},)
+        with access(self.deployment, pools, address) as found:
             yield found
 
     @contextlib.contextmanager
