@@ -146,7 +146,9 @@ def _nodes(deployment: Deployment, status: Status) -> None:
     if not any(n.role == "leader" and n.state == "running" for n in status.nodes):
         status.problems.append("no primary: nothing can be written now")
     for node in status.nodes:
-        if node.role != "leader" and node.state != "streaming":
+        if not node.state:
+            status.problems.append(f"{node.name} has not joined: Patroni knows no state of it")
+        elif node.role != "leader" and node.state != "streaming":
             status.problems.append(
                 f"{node.name} is {node.state}, not streaming; if it stays so, rebuild it: "
                 f"`{_patronictl(deployment, node.name, 'reinit', '--force')}`"
@@ -205,7 +207,7 @@ def _archive(deployment: Deployment, status: Status) -> None:
         )
     if status.archive.failures_since:
         status.problems.append(
-            f"WAL archiving fails since segment {segment or 'the first'} "
+            f"WAL archiving fails since {f'segment {segment}' if segment else 'the first segment'} "
             f"({failures} attempts): WAL queues up on the primary's disk until S3 takes it"
         )
 

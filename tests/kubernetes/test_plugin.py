@@ -27,8 +27,8 @@ NAME = "test-plugin"
 
 @pytest.fixture(scope="module")
 def deployed(cluster: Cluster) -> Iterator[Stack]:
-    """A stack whose secrets are Pulumi's, as a team without GitOps has it. It is small: the one
-    that the other tests share runs beside it."""
+    """A stack whose secrets are Pulumi's, as a team without GitOps has it. It asks for little:
+    its clone and the one that the other tests share run beside it."""
     if not shutil.which(PLUGIN):
         pytest.skip(f"{PLUGIN} is not on PATH; python -m tests.kubernetes plugin builds it")
     # The bucket may hold the backups of a run before, which no other cipher opens.
@@ -38,6 +38,7 @@ def deployed(cluster: Cluster) -> Iterator[Stack]:
         ROOT,
         s3.start(cluster, ROOT),
         NAME,
+        postgres={"cpus": 0.4},
         archive={"prefix": own, "dump_prefix": f"{own}-daily"},
         kubernetes={"secrets": "pulumi"},
     )

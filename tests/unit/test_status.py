@@ -154,6 +154,10 @@ def not_synchronous(d: Healthy) -> None:
     d.cluster[1]["role"] = "replica"
 
 
+def not_joined(d: Healthy) -> None:
+    d.cluster[1]["state"] = ""
+
+
 def archive_fails(d: Healthy) -> None:
     d.archiver = ["", "", "7", "9"]
 
@@ -198,9 +202,10 @@ def overdue(d: Healthy) -> None:
         (no_leader, "no primary: nothing can be written now"),
         (one_member, "pg-2 is no member of the cluster"),
         (not_streaming, "pg-2 is running, not streaming"),
+        (not_joined, "pg-2 has not joined: Patroni knows no state of it"),
         (pending, "pg-2 needs a restart"),
         (not_synchronous, "no synchronous standby now"),
-        (archive_fails, "WAL archiving fails since segment the first (7 attempts)"),
+        (archive_fails, "WAL archiving fails since the first segment (7 attempts)"),
         (no_backup, "no backup yet: `elsapg backup now`"),
         (bad_backup, "backup 20260301-010000F has errors"),
         (old_backup, "more than 2 days old"),
