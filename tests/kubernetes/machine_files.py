@@ -190,6 +190,8 @@ def _kubelet(node: Node) -> str:
             [{"key": CONTROL_TAINT, "effect": "NoSchedule"}] if node.control else []
         ),
         "resolvConf": "/etc/kubernetes/resolv.conf",
+        # So often it brings changed files to its pods; by default once a minute, and tests wait.
+        "syncFrequency": "5s",
         "tlsCertFile": f"{_PKI}/kubelet.crt",
         "tlsPrivateKeyFile": f"{_PKI}/kubelet.key",
     }
