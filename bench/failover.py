@@ -6,6 +6,7 @@ acknowledged row is looked for afterwards in the node that leads then.
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -44,6 +45,8 @@ class Scenario(Generic[F]):
     runs: int
     goal_s: float | None = None
     errors_allowed: bool = True
+    # Seconds after which a writer connects anew.
+    lifetime: float = math.inf
 
 
 def _postmaster(scene: Scene[Faults]) -> None:
@@ -147,7 +150,7 @@ class Run:
 def measure(scenario: Scenario[F], faults: F, doors: Access) -> Run:
     """Run one scenario once, from a whole cluster to a whole cluster."""
     state = faults.wait_healthy()
-    with continuous_writes(faults.deployment, doors) as writes:
+    with continuous_writes(faults.deployment, doors, lifetime=scenario.lifetime) as writes:
         time.sleep(QUIET_S + random.uniform(0, JITTER_S))  # noqa: S311 - no secret
         scenario.act(Scene(faults, state, writes))
         writes.wait_for_progress()

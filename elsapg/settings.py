@@ -599,6 +599,14 @@ class KubernetesSettings(_Model):
     pool_names: Annotated[tuple[str, ...], AfterValidator(_dns_names)] = Field(
         default=(), description="Further names by which clients reach the pools; for certificates."
     )
+    pool_leave_s: int = Field(
+        default=0,
+        ge=0,
+        le=300,
+        description="Seconds that a pool which leaves (a drain, a new version) goes on for the "
+        "clients that it has. Those that connect anew within them see nothing; the others are told "
+        "that it shuts down. Its server connections must fit beside its successor's.",
+    )
     network_policies: bool = True
     application_namespaces: Labels = Field(
         default=(), description="Namespaces whose pods may use the pools."

@@ -17,13 +17,19 @@ Finding = tuple[Problem, set[str]]
 DATABASES = 2
 
 
+def pools_at_once(settings: Settings) -> int:
+    """One that leaves slowly is still there when its successor has come."""
+    slowly = settings.target == "kubernetes" and settings.kubernetes.pool_leave_s > 0
+    return settings.pooler.instances + slowly
+
+
 def pool_connections(settings: Settings) -> int:
     """Server connections that all PgBouncers together may open to the primary."""
     pooler = settings.pooler
     # The read-only door leads to the primary while there is no standby; one connection of each
     # PgBouncer looks passwords up.
     doors = pooler.max_db_connections + pooler.session_connections + pooler.readonly_connections
-    return pooler.instances * (DATABASES * doors + 1)
+    return pools_at_once(settings) * (DATABASES * doors + 1)
 
 
 def check_sums(settings: Settings) -> list[Finding]:
@@ -51,16 +57,19 @@ def _connections(s: Settings) -> Iterator[Finding]:
     wanted = pool_connections(s)
     if wanted > room:
         others = s.pooler.session_connections + s.pooler.readonly_connections
-        fitting = (room // s.pooler.instances - 1) // DATABASES - others
+        pools = pools_at_once(s)
+        also = " and one that leaves" if pools > s.pooler.instances else ""
+        fitting = (room // pools - 1) // DATABASES - others
         way_out = f"lower it to {fitting}" if fitting >= 1 else "lower the other doors or instances"
         yield _finding(
             "pooler.max_db_connections",
             s.pooler.max_db_connections,
-            f"{s.pooler.instances} PgBouncers x ({DATABASES} databases x (max_db_connections + "
-            f"session_connections {s.pooler.session_connections} + readonly_connections "
-            f"{s.pooler.readonly_connections}) + 1 for logins) = {wanted} connections, but "
-            f"max_connections {s.postgres.max_connections} leaves {room} beside {reserved} kept; "
-            f"{way_out}, or raise postgres.max_connections to {wanted + reserved}",
+            f"{s.pooler.instances} PgBouncers{also} x ({DATABASES} databases x ("
+            f"max_db_connections + session_connections {s.pooler.session_connections} + "
+            f"readonly_connections {s.pooler.readonly_connections}) + 1 for logins) = {wanted} "
+            f"connections, but max_connections {s.postgres.max_connections} leaves {room} beside "
+            f"{reserved} kept; {way_out}, or raise postgres.max_connections to {wanted + reserved}",
+            "kubernetes.pool_leave_s",
             "pooler.instances",
             "pooler.readonly_connections",
             "pooler.session_connections",

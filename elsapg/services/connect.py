@@ -45,6 +45,8 @@ class Connection:
     via: Via
     hostaddr: str | None = None
     """Where the names in `addresses`, which the certificates hold, lead to; None: look them up."""
+    lifetime_s: int | None = None
+    """After so long a client's own pool ought to connect anew; None: whenever it likes."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,8 @@ def connection(
         ca_file=ca_file(deployment),
         via=via,
         hostaddr=hostaddr,
+        # Before a pool that leaves has gone; what has just begun ends in the last quarter.
+        lifetime_s=settings.kubernetes.pool_leave_s * 3 // 4 or None,
     )
 
 
@@ -181,6 +185,8 @@ def npgsql(c: Connection, *, detail: bool = False) -> str:
     if c.via in ("pool", "readonly"):
         # DISCARD ALL has no use in transaction mode; PgBouncer tracks prepared statements.
         words |= {"No Reset On Close": "true"}
+        if c.lifetime_s:
+            words |= {"Connection Lifetime": str(c.lifetime_s)}
     else:
         # A pooled connection that idles would hold one of the few server connections of this door.
         words |= {"Pooling": "false"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from tests.chaos.faults import Healthy, LeaderWatch, Subject
 from tests.chaos.writes import Access, ContinuousWrites, Report, continuous_writes
@@ -12,13 +13,14 @@ Act = Callable[[Healthy, ContinuousWrites], None]
 
 
 def under_writes(
-    subject: Subject, doors: Access, act: Act, *, one_leader: bool = True
+    subject: Subject, doors: Access, act: Act, *, one_leader: bool = True, **writers: Any
 ) -> tuple[Report, Healthy]:
     """Run `act` under continuous writes and prove what always holds: every acknowledged commit
-    is there, writes go on, never two leaders, and the cluster heals by itself."""
+    is there, writes go on, never two leaders, and the cluster heals by itself. `writers`: as of
+    ContinuousWrites."""
     before = subject.wait_healthy()
     with LeaderWatch(subject.deployment) as watch:
-        with continuous_writes(subject.deployment, doors) as writes:
+        with continuous_writes(subject.deployment, doors, **writers) as writes:
             time.sleep(1)
             act(before, writes)
             writes.wait_for_progress()

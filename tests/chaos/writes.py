@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import tempfile
 import threading
 import time
@@ -164,11 +165,15 @@ class ContinuousWrites:
         role: str = "elsa_app",
         writers: int = WRITERS,
         pause: float = PAUSE_S,
+        lifetime: float = math.inf,
     ) -> None:
+        """`lifetime`: after so many seconds a writer connects anew, as an application's own pool
+        may."""
         self._deployment = deployment
         self._doors = doors
         self._role = role
         self._pause = pause
+        self._lifetime = lifetime
         self._logs = [_Log() for _ in range(writers)]
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -207,6 +212,7 @@ class ContinuousWrites:
         log = self._logs[number]
         seq = 1
         connection: psycopg.Connection[Any] | None = None
+        connected = 0.0
         warned: list[str] = []
 
         def notice(diagnostic: psycopg.errors.Diagnostic) -> None:
@@ -215,8 +221,12 @@ class ContinuousWrites:
                 warned.append(text)
 
         while not self._stop.is_set():
+            if connection is not None and time.monotonic() > connected + self._lifetime:
+                connection.close()
+                connection = None
             try:
                 if connection is None:
+                    connected = time.monotonic()
                     connection = self._doors.connect(self._role, pool=number)
                     connection.add_notice_handler(notice)
                     self._connections[number] = connection

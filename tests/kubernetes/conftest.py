@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -52,7 +53,7 @@ def faults(stack: Stack) -> KubernetesFaults:
 def under_writes(doors: Access, faults: KubernetesFaults) -> Callable[..., tuple[Report, Healthy]]:
     """`proof.under_writes` on this stack."""
 
-    def run(act: Act, *, one_leader: bool = True) -> tuple[Report, Healthy]:
-        return proof.under_writes(faults, doors, act, one_leader=one_leader)
+    def run(act: Act, **options: Any) -> tuple[Report, Healthy]:
+        return proof.under_writes(faults, doors, act, **options)
 
     return run

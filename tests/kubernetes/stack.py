@@ -277,12 +277,15 @@ def prepare(
     groups: dict[str, Any] = {
         # WAL on a volume of its own is the harder of two ways.
         "postgres": {"memory_mb": 768, "cpus": 1, "wal_volume_size": "2Gi"},
+        # Room for a pool that leaves slowly beside its successor.
+        "pooler": {"max_db_connections": 7},
         "archive": {"endpoint": bucket.endpoint, "ca": bucket.ca, "bucket": s3.BUCKET},
         "kubernetes": {
             "registry": cluster.registry,
             "secrets": "cluster",
             "application_cidrs": [cluster.network],
             "pool_names": ["localhost"],
+            "pool_leave_s": 8,
         },
     }
     for key, value in settings.items():

@@ -10,6 +10,7 @@ import pytest
 from tests.chaos.faults import Healthy
 from tests.chaos.writes import ContinuousWrites
 from tests.kubernetes.faults import KubernetesFaults
+from tests.kubernetes.stack import Stack
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.slow]
 
@@ -79,6 +80,24 @@ def test_node_drained(faults: KubernetesFaults, under_writes: UnderWrites) -> No
     assert report.error_kinds.keys() <= {POOL_LEAVES}, report.summary()
     assert after.leader != before.leader
     assert faults.paused_pools() == []
+
+
+def test_a_pool_leaves(stack: Stack, faults: KubernetesFaults, under_writes: UnderWrites) -> None:
+    """Each in turn. Clients that connect anew now and then, as Npgsql does by `elsapg appsettings`,
+    have gone to another one before it ends: nobody sees anything."""
+
+    def act(_state: Healthy, writes: ContinuousWrites) -> None:
+        for pod in before:
+            stack.kubectl("delete", "pod", pod, timeout=120)
+            stack.wait_ready()
+            writes.wait_for_everyone()
+
+    faults.wait_healthy()
+    before = stack.uids("pgbouncer")
+    assert len(before) == 2
+    report, _ = under_writes(act, lifetime=3)
+    assert not before.items() & stack.uids("pgbouncer").items()
+    assert report.errors == 0, report.summary()
 
 
 def test_node_lost(faults: KubernetesFaults, under_writes: UnderWrites) -> None:

@@ -47,6 +47,7 @@ OTHERS: dict[str, Any] = {
         "pool_service_type": "LoadBalancer",
         "pool_service_annotations": {"example.com/internal": "true"},
         "pool_names": ["pool.example.com"],
+        "pool_leave_s": 60,
         "application_cidrs": ["10.1.0.0/16"],
         "cert_manager": True,
         "cert_manager_issuer": "of-the-stack",

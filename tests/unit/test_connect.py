@@ -20,6 +20,7 @@ from elsapg.errors import UsageError
 from elsapg.services import connect
 from elsapg.services.connect import Connection, connection, environment, libpq, npgsql
 from elsapg.settings import DatabaseSettings
+from tests.unit import kubernetes_stacks
 
 NASTY = [
     "plain-URL_safe",
@@ -234,6 +235,21 @@ def deployed(tmp_path: Path, **groups: Any) -> Any:
             "pools": [{"host": "127.0.0.1", "port": 6432.0}, {"host": "127.0.0.1", "port": 6433.0}],
         },
     )
+
+
+@pytest.mark.parametrize(
+    ("via", "lifetime"), [("pool", "45"), ("readonly", "45"), ("session", None)]
+)
+def test_npgsql_connects_anew_before_a_pool_has_gone(
+    tmp_path: Path, via: connect.Via, lifetime: str | None
+) -> None:
+    slow = {"kubernetes": {"pool_leave_s": 60}, "pooler": {"max_db_connections": 7}}
+    deployment = deployed(tmp_path)
+    deployment.settings = kubernetes_stacks.settings(slow)
+    words = parse_npgsql(npgsql(connection(deployment, "elsa_app", via=via)))
+    assert words.get("Connection Lifetime") == lifetime
+    deployment.settings = kubernetes_stacks.settings({})
+    assert "Connection Lifetime" not in npgsql(connection(deployment, "elsa_app", via=via))
 
 
 @pytest.mark.parametrize(

@@ -200,6 +200,7 @@ def psql(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
           [ ! -e {tmp_path}/wrong-primary ] || exit 2 ;;
         *)
           echo "$last" >>{log}
+          if [ "$last" = "SHOW CLIENTS" ]; then cat {tmp_path}/clients; fi
           if [ "$last" = PAUSE ] && [ -e {tmp_path}/busy ]; then echo "still busy"; exit 1; fi ;;
         esac""",
     )
@@ -320,10 +321,15 @@ POOL = "trap 'echo ended; exit 0' INT; {leave} & while :; do sleep 0.05; done"
 
 
 @contextlib.contextmanager
-def leaving(container: str) -> Iterator[subprocess.Popen[str]]:
+def leaving(container: str, stay_s: int = 0) -> Iterator[subprocess.Popen[str]]:
     """`pool-leave` beside a process 1 that ends when it is asked to."""
-    script = POOL.format(leave=f"{BIN / 'pool-leave'} {container} 0.2")
-    process = subprocess.Popen([*AS_PID_1, "bash", "-c", script], stdout=subprocess.PIPE, text=True)
+    script = POOL.format(leave=f"{BIN / 'pool-leave'} {container} {stay_s}")
+    process = subprocess.Popen(
+        [*AS_PID_1, "bash", "-c", script],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "ELSAPG_KNOWN_AFTER_S": "0.2"},
+    )
     try:
         yield process
     finally:
@@ -351,6 +357,22 @@ def test_a_pool_that_is_held_does_not_leave(psql: Path) -> None:
             assert converse(gate, "resume") == "resumed"
             assert process.wait(10) == 0
     assert not list(run.iterdir())
+
+
+def test_a_pool_stays_for_the_clients_that_it_has(psql: Path) -> None:
+    """The console's own user is none of them; they have gone, or the time has."""
+    clients = psql.parent / "clients"
+    clients.write_text("C|elsa_app|elsa_workflows|active\nC|pgbouncer|pgbouncer|active\n")
+    with leaving("pgbouncer", 30) as process:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(2.5)
+        clients.write_text("C|pgbouncer|pgbouncer|active\n")
+        assert process.wait(10) == 0
+    clients.write_text("C|elsa_app|elsa_workflows|active\n")
+    with leaving("pgbouncer", 2) as process:
+        assert process.wait(10) == 0
+        assert process.stdout is not None
+        assert process.stdout.read() == "ended\n"
 
 
 def test_a_gate_stays_until_its_pool_has_gone(psql: Path) -> None:

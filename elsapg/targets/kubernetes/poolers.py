@@ -101,7 +101,7 @@ def _pod(place: Place) -> Manifest:
         startupProbe={**answers, "periodSeconds": 1, "failureThreshold": 60},
         readinessProbe={**answers, "periodSeconds": 2, "failureThreshold": 2},
         livenessProbe={**answers, "periodSeconds": 10, "failureThreshold": 3},
-        lifecycle=_leaving(POOLERS),
+        lifecycle=_leaving(POOLERS, settings.kubernetes.pool_leave_s),
     )
     gate = pods.container(
         GATE,
@@ -123,11 +123,12 @@ def _pod(place: Place) -> Manifest:
             pods.empty("run"),
             *(pods.empty(volume) for found in tmp.values() for volume in found),
         ],
-        terminationGracePeriodSeconds=60,
+        terminationGracePeriodSeconds=60 + settings.kubernetes.pool_leave_s,
         **pods.spread(POOLERS, "preferred"),
     )
 
 
-def _leaving(container: str) -> Manifest:
+def _leaving(container: str, stay_s: int = 0) -> Manifest:
     """Together: a primary that leaves as well must still be able to hold this pool."""
-    return {"preStop": {"exec": {"command": ["pool-leave", container]}}}
+    command = ["pool-leave", container, *([str(stay_s)] if stay_s else [])]
+    return {"preStop": {"exec": {"command": command}}}
