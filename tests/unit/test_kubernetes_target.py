@@ -240,6 +240,21 @@ def test_what_a_reload_cannot_do_rolls_them(change: dict[str, Any]) -> None:
     assert template(nodes._stateful_set(place(change))) != template(nodes._stateful_set(place()))
 
 
+def test_pools_that_leave_slowly_do_so_one_after_the_other() -> None:
+    """And have gone before Kubernetes kills them: after 5 s, in which they are still found, 60 for
+    their clients, and what runs."""
+    slow = {"kubernetes": {"pool_leave_s": 60}, "pooler": {"max_db_connections": 7}}
+    spec = poolers._deployment(place(slow))["spec"]
+    pod = spec["template"]["spec"]
+    assert spec["minReadySeconds"] == 65 and pod["terminationGracePeriodSeconds"] == 120
+    hooks = {c["name"]: c["lifecycle"]["preStop"]["exec"]["command"] for c in pod["containers"]}
+    assert hooks == {
+        "pgbouncer": ["pool-leave", "pgbouncer", "60"],
+        "gate": ["pool-leave", "gate"],
+    }
+    assert "minReadySeconds" not in poolers._deployment(place())["spec"]
+
+
 def test_another_image_rolls_them() -> None:
     new, old = nodes._stateful_set(place(digest="b")), nodes._stateful_set(place())
     assert template(new) != template(old)

@@ -14,6 +14,8 @@ from elsapg.targets.kubernetes.nodes import disruption_budget
 from elsapg.targets.kubernetes.objects import Component, Manifest, Place, selector
 
 GATE = "gate"
+# Before that a pool that leaves does nothing (images/bin/pool-leave).
+_KNOWN_AFTER_S = 5
 
 
 class Poolers(Component):
@@ -24,7 +26,16 @@ class Poolers(Component):
         files = files_for(t.pooler_names(place.settings)[0], place.settings, pods.NO_SECRETS)
         before = [self.add(pods.config_map(place, POOLERS, POOLERS, files))]
         before += [self.add(service) for service in _services(place)]
-        self.add(_deployment(place), pulumi.ResourceOptions(depends_on=before))
+        k, pooler = place.settings.kubernetes, place.settings.pooler
+        # Pulumi's own ten minutes, and what the pools take that leave one by one.
+        patience = f"{600 + pooler.instances * k.pool_leave_s}s"
+        self.add(
+            _deployment(place),
+            pulumi.ResourceOptions(
+                depends_on=before,
+                custom_timeouts=pulumi.CustomTimeouts(create=patience, update=patience),
+            ),
+        )
         self.add(disruption_budget(place, POOLERS))
         self.done()
 
@@ -56,10 +67,13 @@ def _services(place: Place) -> list[Manifest]:
 
 
 def _deployment(place: Place) -> Manifest:
+    stay_s = place.settings.kubernetes.pool_leave_s
     spec = {
         "replicas": place.settings.pooler.instances,
         "revisionHistoryLimit": 5,
-        # Never one more than there may be: their connections must fit into PostgreSQL's.
+        # Never more than there may be: their connections must fit into PostgreSQL's. Kubernetes
+        # does not wait for a pod to have gone, so the next one leaves when this one must have.
+        **({"minReadySeconds": _KNOWN_AFTER_S + stay_s} if stay_s else {}),
         "strategy": {
             "type": "RollingUpdate",
             "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1},
