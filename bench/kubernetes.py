@@ -51,8 +51,8 @@ def _drained(scene: Here) -> None:
 
 SCENARIOS = (
     Scenario("switchover", "`elsapg switchover`", _switchover, 3, 3.0, errors_allowed=False),
-    # As Npgsql by `elsapg appsettings`: with the time that a pool has to leave.
-    Scenario("drain", "`kubectl drain` of the primary's node", _drained, 3, 3.0, False, lifetime=3),
+    # Its writers connect anew as Npgsql does by this stack's `elsapg appsettings`.
+    Scenario("drain", "`kubectl drain` of the primary's node", _drained, 3, 3.0, False, 12),
     Scenario("postmaster", "postmaster killed", _postmaster, 3, 3.0),
     Scenario("pod", "primary's pod force-deleted", _force_deleted, 3, 8.0),
     Scenario("node", "primary's node lost", _node_lost, 2, 25.0),

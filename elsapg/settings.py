@@ -604,8 +604,8 @@ class KubernetesSettings(_Model):
         ge=0,
         le=300,
         description="Seconds that a pool which leaves (a drain, a new version) goes on for the "
-        "clients that it has. Those that connect anew within them see nothing; the others are told "
-        "that it shuts down. Its server connections must fit beside its successor's.",
+        "clients that it has. Those that connect anew within them see nothing; the others' "
+        "connections end. Its server connections must fit beside its successor's.",
     )
     network_policies: bool = True
     application_namespaces: Labels = Field(

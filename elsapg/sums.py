@@ -19,8 +19,7 @@ DATABASES = 2
 
 def pools_at_once(settings: Settings) -> int:
     """One that leaves slowly is still there when its successor has come."""
-    slowly = settings.target == "kubernetes" and settings.kubernetes.pool_leave_s > 0
-    return settings.pooler.instances + slowly
+    return settings.pooler.instances + (settings.kubernetes.pool_leave_s > 0)
 
 
 def pool_connections(settings: Settings) -> int:

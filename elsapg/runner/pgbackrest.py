@@ -133,10 +133,9 @@ class Repository:
         return archive.read(info, listing, histories)
 
 
-def _age(backup: Mapping[str, Any]) -> tuple[int, str, int]:
-    """Timelines only grow, but a major upgrade begins again with the first."""
-    database = int(backup["database"]["id"])
-    return database, str(backup["archive"]["stop"]), int(backup["timestamp"]["stop"])
+def _age(backup: Mapping[str, Any]) -> tuple[str, int]:
+    """By timeline first, which only grow."""
+    return str(backup["archive"]["stop"]), int(backup["timestamp"]["stop"])
 
 
 def unreadable(info: Mapping[str, Any]) -> dict[int, str]:

@@ -94,7 +94,7 @@ def connection(
         via=via,
         hostaddr=hostaddr,
         # Before a pool that leaves has gone; what has just begun ends in the last quarter.
-        lifetime_s=settings.kubernetes.pool_leave_s * 3 // 4 or None,
+        lifetime_s=-(-settings.kubernetes.pool_leave_s * 3 // 4) or None,
     )
 
 

@@ -78,6 +78,10 @@ class Deployment:
     def poolers(self) -> tuple[str, ...]:
         return t.pooler_names(self.settings)
 
+    def pools(self) -> tuple[str, ...]:
+        """All that have clients now: the poolers, and on kubernetes those that are leaving."""
+        return (*self.poolers, *(self.pods.leaving() if self.pods is not None else ()))
+
     def any_node(self) -> str:
         """A PostgreSQL node that runs. Raises NotDeployedError if none does."""
         return self._running()[0]

@@ -364,7 +364,7 @@ class Restore:
         """Nobody comes in by the pools until they are opened; they open when this process dies."""
         gates = _Gates()
         try:
-            for pooler in self._deployment.poolers:
+            for pooler in self._deployment.pools():
                 command = ("pool-gate", str(POOLS_RESUME_AFTER_S), "kill")
                 gate = Peer(pooler, self._deployment.hosts.converse(pooler, *command))
                 gates.all.append(gate)

@@ -147,7 +147,8 @@ def _nodes(deployment: Deployment, status: Status) -> None:
         status.problems.append("no primary: nothing can be written now")
     for node in status.nodes:
         if not node.state:
-            status.problems.append(f"{node.name} has not joined: Patroni knows no state of it")
+            remedy = deployment.hosts.remedy(node.name)
+            status.problems.append(f"Patroni knows no state of {node.name} yet: {remedy}")
         elif node.role != "leader" and node.state != "streaming":
             status.problems.append(
                 f"{node.name} is {node.state}, not streaming; if it stays so, rebuild it: "

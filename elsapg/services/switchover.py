@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from elsapg.errors import UsageError
+from elsapg.errors import UnhealthyError, UsageError
 from elsapg.services.deployment import Deployment
 from elsapg.services.peer import Peer
 
@@ -39,7 +39,7 @@ def _peers(
     """The gates of all pools and the handover on the primary, started but not yet told to act."""
     opened: list[Peer] = []
     try:
-        for pooler in deployment.poolers:
+        for pooler in deployment.pools():
             command = ("pool-gate", str(POOLS_RESUME_AFTER_S))
             opened.append(Peer(pooler, deployment.hosts.converse(pooler, *command)))
         candidate = ("--candidate", wanted) if wanted else ()
@@ -50,6 +50,17 @@ def _peers(
     finally:
         for peer in opened:
             peer.close()
+
+
+def _ready(gate: Peer, *, may_go: bool) -> bool:
+    """False for a pool that was leaving, and has gone. Raises UnhealthyError for any other."""
+    try:
+        gate.expect("ready", timeout=10)
+    except UnhealthyError:
+        if may_go:
+            return False
+        raise
+    return True
 
 
 def switchover(
@@ -68,9 +79,9 @@ def switchover(
     old = deployment.primary()
     if candidate == old:
         raise UsageError(f"--to {candidate}: it is the primary already; nothing was done")
-    with _peers(deployment, old, candidate) as (gates, handover):
-        for gate in gates:
-            gate.expect("ready", timeout=10)
+    with _peers(deployment, old, candidate) as (opened, handover):
+        stays = set(deployment.poolers)
+        gates = [gate for gate in opened if _ready(gate, may_go=gate.name not in stays)]
         # It may have to wait for a standby to become synchronous, and for a checkpoint.
         new = handover.expect("ready", timeout=90)
         say(f"switching over from {old} to {new}")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
 from unittest import mock
 
 import pytest
 
 from tests.chaos import proof
 from tests.chaos.faults import Healthy
-from tests.chaos.proof import Act
 from tests.chaos.writes import Access, Report
 from tests.kubernetes import binaries
 from tests.kubernetes.cluster import Cluster, running_cluster
@@ -53,7 +52,4 @@ def faults(stack: Stack) -> KubernetesFaults:
 def under_writes(doors: Access, faults: KubernetesFaults) -> Callable[..., tuple[Report, Healthy]]:
     """`proof.under_writes` on this stack."""
 
-    def run(act: Act, **options: Any) -> tuple[Report, Healthy]:
-        return proof.under_writes(faults, doors, act, **options)
-
-    return run
+    return functools.partial(proof.under_writes, faults, doors)

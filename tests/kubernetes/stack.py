@@ -285,7 +285,7 @@ def prepare(
             "secrets": "cluster",
             "application_cidrs": [cluster.network],
             "pool_names": ["localhost"],
-            "pool_leave_s": 8,
+            "pool_leave_s": 16,
         },
     }
     for key, value in settings.items():

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from elsapg.services.connect import connection
 from tests.chaos.faults import Healthy
 from tests.chaos.writes import ContinuousWrites
 from tests.kubernetes.faults import KubernetesFaults
@@ -95,7 +96,10 @@ def test_a_pool_leaves(stack: Stack, faults: KubernetesFaults, under_writes: Und
     faults.wait_healthy()
     before = stack.uids("pgbouncer")
     assert len(before) == 2
-    report, _ = under_writes(act, lifetime=3)
+    # Longer than a pool that has no time to leave.
+    lifetime = connection(stack.deployment, "elsa_app").lifetime_s
+    assert lifetime is not None and lifetime > 10
+    report, _ = under_writes(act, lifetime=lifetime)
     assert not before.items() & stack.uids("pgbouncer").items()
     assert report.errors == 0, report.summary()
 

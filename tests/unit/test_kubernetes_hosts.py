@@ -258,6 +258,28 @@ def test_pods_on_their_way_out_are_no_pools(hosts: KubernetesHosts, kubectl: Fak
     leaving = pooler("a", metadata={"deletionTimestamp": "2026-01-01T00:00:00Z"})
     kubectl.on("get pods", listed(leaving, pooler("b"), pooler("c")))
     assert [hosts.physical(f"pgbouncer-{n}")[-1] for n in (1, 2)] == ["b", "c"]
+    assert {"pgbouncer-1", "pgbouncer-2"} < hosts.states().keys()
+    assert "pgbouncer-3" not in hosts.states()
+
+
+def test_a_pool_that_leaves_still_has_clients(hosts: KubernetesHosts, kubectl: FakeKubectl) -> None:
+    """Whoever holds all pools holds it as well; one that has ended, or is out of reach, is none."""
+    leaves = {"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}
+    ended = {"name": "pgbouncer", "state": {"terminated": {"reason": "Completed"}}}
+    lost = [{"type": "Ready", "status": "False"}]  # and its containers are
+    kubectl.on(
+        "get pods",
+        listed(
+            pooler("a", **leaves, containerStatuses=[ended]),
+            pooler("d", **leaves, conditions=lost),
+            pooler("e", **leaves),
+            pooler("b"),
+        ),
+    )
+    assert hosts.leaving() == ("pgbouncer-3",)
+    assert hosts.physical("pgbouncer-3") == "pgbouncer-7d9-e"
+    with pytest.raises(NotDeployedError):
+        hosts.physical("pgbouncer-4")
 
 
 def test_no_pods_and_no_namespace(hosts: KubernetesHosts, kubectl: FakeKubectl) -> None:

@@ -202,7 +202,7 @@ def overdue(d: Healthy) -> None:
         (no_leader, "no primary: nothing can be written now"),
         (one_member, "pg-2 is no member of the cluster"),
         (not_streaming, "pg-2 is running, not streaming"),
-        (not_joined, "pg-2 has not joined: Patroni knows no state of it"),
+        (not_joined, "Patroni knows no state of pg-2 yet: "),
         (pending, "pg-2 needs a restart"),
         (not_synchronous, "no synchronous standby now"),
         (archive_fails, "WAL archiving fails since the first segment (7 attempts)"),

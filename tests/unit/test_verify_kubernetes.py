@@ -489,12 +489,18 @@ def looking(inside: Inside) -> Any:
     ("stdout", "red"),
     [
         ("open 10.1.0.1\nopen 10.1.0.2\n", None),
+        # A third one, on its way out, whose gate is still there or has gone.
+        ("open 10.1.0.3\nopen 10.1.0.1\nopen 10.1.0.2\n", None),
+        ("open 10.1.0.1\nshut 10.1.0.3 refused\nopen 10.1.0.2\n", None),
+        ("open 10.1.0.1\nopen 10.1.0.3\n", "1 of 2 open"),
         ("open 10.1.0.1\n", "1 of 2 open"),
         ("open 10.1.0.1\nshut 10.1.0.2 timed out\n", "1 of 2 open: 10.1.0.2 timed out"),
         ("", "0 of 2 open"),
     ],
 )
 def test_every_gate_opens_to_a_node(live: Live, stdout: str, red: str | None) -> None:
+    for number, pool in enumerate(live.pods("pgbouncer")):
+        pool["status"]["podIP"] = f"10.1.0.{number + 1}"
     inside = Inside(stdout)
     if red is None:
         checks.test_a_node_can_hold_every_pool(looking(inside), live, "pg-1")

@@ -71,15 +71,27 @@ class KubernetesHosts:
             return Spot(unit, "postgres")
         if unit.endswith("-agent"):
             return Spot(unit.removesuffix("-agent"), "agent")
-        names = t.pooler_names(self._settings)
-        pods = _poolers(self._pods()) if unit in names else []
-        for name, pod in zip(names, pods, strict=False):
-            if name == unit:
-                return Spot(_name(pod), POOLERS)
+        if unit.startswith(POOLERS):
+            pods = self._pods()
+            names = t.pooler_names(self._settings)
+            known = {**dict(zip(names, _poolers(pods), strict=False)), **self._leaving(pods)}
+            if unit in known:
+                return Spot(_name(known[unit]), POOLERS)
         raise NotDeployedError(
             f"{unit} of stack {self._stack!r} does not run: "
             f"`elsapg status --stack {self._stack}` says what does"
         )
+
+    def leaving(self) -> tuple[str, ...]:
+        """Pools that are on their way out and still serve clients: their numbers follow the last
+        one's."""
+        return tuple(self._leaving(self._pods()))
+
+    def _leaving(self, pods: list[Pod]) -> dict[str, Pod]:
+        found = (p for p in pods if _component(p) == POOLERS)
+        gone = sorted((p for p in found if _serves_and_leaves(p)), key=_name)
+        first = self._settings.pooler.instances + 1
+        return {f"{POOLERS}-{first + i}": pod for i, pod in enumerate(gone)}
 
     def shell(self, unit: str, *command: str) -> str:
         spot = self.spot(unit)
@@ -322,6 +334,11 @@ def _poolers(pods: list[Pod]) -> list[Pod]:
         and pod["status"].get("phase") not in ("Failed", "Succeeded")
     )
     return sorted(found, key=_name)
+
+
+def _serves_and_leaves(pod: Pod) -> bool:
+    leaves = _state(POOLERS, pod, POOLERS).state == "terminating"
+    return leaves and not _lost(pod["status"])
 
 
 def _state(unit: str, pod: Pod, container: str) -> UnitState:

@@ -33,7 +33,7 @@ class Poolers(Component):
             _deployment(place),
             pulumi.ResourceOptions(
                 depends_on=before,
-                custom_timeouts=pulumi.CustomTimeouts(create=patience, update=patience),
+                custom_timeouts=pulumi.CustomTimeouts(update=patience),
             ),
         )
         self.add(disruption_budget(place, POOLERS))
@@ -72,7 +72,7 @@ def _deployment(place: Place) -> Manifest:
         "replicas": place.settings.pooler.instances,
         "revisionHistoryLimit": 5,
         # Never more than there may be: their connections must fit into PostgreSQL's. Kubernetes
-        # does not wait for a pod to have gone, so the next one leaves when this one must have.
+        # does not wait for a pod to have gone: the next one leaves when this one's clients have.
         **({"minReadySeconds": _KNOWN_AFTER_S + stay_s} if stay_s else {}),
         "strategy": {
             "type": "RollingUpdate",
