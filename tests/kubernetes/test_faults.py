@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from elsapg.services.connect import connection
-from tests.chaos.faults import Healthy
+from tests.chaos.faults import Healthy, wait_for
 from tests.chaos.writes import ContinuousWrites
 from tests.kubernetes.faults import KubernetesFaults
 from tests.kubernetes.stack import Stack
@@ -96,12 +96,43 @@ def test_a_pool_leaves(stack: Stack, faults: KubernetesFaults, under_writes: Und
     faults.wait_healthy()
     before = stack.uids("pgbouncer")
     assert len(before) == 2
-    # Longer than a pool that has no time to leave.
-    lifetime = connection(stack.deployment, "elsa_app").lifetime_s
-    assert lifetime is not None and lifetime > 10
-    report, _ = under_writes(act, lifetime=lifetime)
+    report, _ = under_writes(act, lifetime=_lifetime(stack))
     assert not before.items() & stack.uids("pgbouncer").items()
     assert report.errors == 0, report.summary()
+
+
+def test_a_switchover_while_a_pool_leaves(
+    stack: Stack, faults: KubernetesFaults, under_writes: UnderWrites
+) -> None:
+    """The clients that it still has wait like all others."""
+    deployment = stack.deployment
+
+    def replaced() -> bool:
+        states = deployment.hosts.states()
+        there = [states[name].state for name in deployment.poolers if name in states]
+        return there == ["running", "running"] and len(deployment.pools()) == 3
+
+    def act(_state: Healthy, writes: ContinuousWrites) -> None:
+        pod = deployment.hosts.physical("pgbouncer-1")
+        stack.kubectl("delete", "pod", pod, "--wait=false")
+        wait_for(replaced, "another one is there beside it", 30)
+        clients = deployment.pooler_console(deployment.pools()[-1], "SHOW CLIENTS")
+        assert "elsa_app" in {client["user"] for client in clients}
+        faults.switchover()
+        writes.wait_for_everyone()
+        stack.wait_ready()
+
+    before = faults.wait_healthy()
+    report, after = under_writes(act, lifetime=_lifetime(stack))
+    assert report.errors == 0, report.summary()
+    assert after.leader != before.leader
+
+
+def _lifetime(stack: Stack) -> int:
+    """Of Npgsql's connections: longer than a pool that has no time to leave."""
+    found = connection(stack.deployment, "elsa_app").lifetime_s
+    assert found is not None and found > 10
+    return found
 
 
 def test_node_lost(faults: KubernetesFaults, under_writes: UnderWrites) -> None:
