@@ -65,8 +65,9 @@ def test_32_clients_never_overlap_and_tokens_grow(
         try:
             with client(server, own, there) as connection:
                 begin.wait(60)
-                stop = time.monotonic() + 2
-                while time.monotonic() < stop:
+                began = time.monotonic()
+                # On a machine that has other work, until there is something to compare.
+                while (spent := time.monotonic() - began) < 2 or (len(held) <= 5 and spent < 60):
                     lock = f"{number}-{time.monotonic_ns()}"
                     try:
                         token = call(
@@ -77,10 +78,9 @@ def test_32_clients_never_overlap_and_tokens_grow(
                     if token is None:
                         time.sleep(random.uniform(0, 0.02))
                         continue
-                    began = time.monotonic()
+                    taken = time.monotonic()
                     time.sleep(random.uniform(0, 0.01))
-                    ended = time.monotonic()
-                    held.append((began, ended, token))
+                    held.append((taken, time.monotonic(), token))
                     while True:
                         try:
                             if not call(connection, "release_lock", resource, lock, f"w{number}"):

@@ -695,7 +695,8 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr(docker, "from_env", lambda timeout: Client())
+    monkeypatch.setattr(d, "_speaks", lambda _: "1.41")
+    monkeypatch.setattr(docker, "from_env", lambda **_: Client())
     yield
 
 
@@ -715,6 +716,26 @@ def test_no_daemon_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
     with pytest.raises(MissingError, match=r"`elsapg setup`, or set DOCKER_HOST"):
         d.check()
+
+
+def test_what_the_daemon_speaks_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Client:
+        api = type("Api", (), {"api_version": "1.41"})
+
+        def __init__(self, timeout: int, version: str | None = None) -> None:
+            asked.append(version)
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setenv("DOCKER_HOST", "unix:///somewhere/docker.sock")
+    monkeypatch.setattr(docker, "from_env", Client)
+    for _ in range(2):
+        with d.daemon():
+            pass
+    assert asked == [None, "1.41", "1.41"]
 
 
 # -- images --------------------------------------------------------------------------------
@@ -742,7 +763,8 @@ class FakeImages:
 
 def with_images(monkeypatch: pytest.MonkeyPatch, images: FakeImages) -> None:
     made = type("Client", (), {"images": images, "close": lambda self: None})()
-    monkeypatch.setattr(docker, "from_env", lambda timeout: made)
+    monkeypatch.setattr(d, "_speaks", lambda _: "1.41")
+    monkeypatch.setattr(docker, "from_env", lambda **_: made)
 
 
 def test_an_image_is_built_once_per_content(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
+import os
 import re
 import tarfile
 import time
@@ -38,7 +40,7 @@ def physical_name(stack: str, name: str) -> str:
 def daemon(timeout: int = 600) -> Iterator[docker.DockerClient]:
     """A client of the daemon that DOCKER_HOST names; its failures become ElsapgErrors."""
     try:
-        client = docker.from_env(timeout=timeout)
+        client = docker.from_env(timeout=timeout, version=_speaks(os.environ.get("DOCKER_HOST")))
     except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
         raise MissingError(_down(error)) from None
     try:
@@ -49,6 +51,14 @@ def daemon(timeout: int = 600) -> Iterator[docker.DockerClient]:
         raise MissingError(_down(error)) from None
     finally:
         client.close()
+
+
+@functools.cache
+def _speaks(_host: str | None) -> str:
+    """The API's version there. Asked once: the daemon runs its parts to answer, and under load its
+    answer has been seen without the version."""
+    with contextlib.closing(docker.from_env(timeout=30)) as client:
+        return str(client.api.api_version)
 
 
 def check() -> None:
