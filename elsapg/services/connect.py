@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping
@@ -94,7 +95,7 @@ def connection(
         via=via,
         hostaddr=hostaddr,
         # Before a pool that leaves has gone; what has just begun ends in the last quarter.
-        lifetime_s=-(-settings.kubernetes.pool_leave_s * 3 // 4) or None,
+        lifetime_s=math.ceil(settings.kubernetes.pool_leave_s * 3 / 4) or None,
     )
 
 

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from elsapg.definition import topology as t
+from elsapg.services import backups
 from elsapg.services.deployment import Deployment
 from elsapg.targets.docker import daemon as d
 from tests.chaos.faults import Faults, wait_for
@@ -129,7 +130,8 @@ def test_disk_full(filled: Deployment, faults: Faults) -> None:
 def test_parameters_that_were_larger_for_a_while(filled: Deployment, faults: Faults) -> None:
     """Between the backup and the target max_connections was larger than in either, by hand."""
     deployment = filled
-    before = sums(deployment)
+    # Of the present line, whatever lines there were before.
+    before, backup = sums(deployment), backups.now(deployment, "incr")
     [[now]] = deployment.query(deployment.primary(), "SHOW max_connections")
     for value in (int(now) + 20, int(now)):
         _set(deployment, "max_connections", value)
@@ -137,7 +139,7 @@ def test_parameters_that_were_larger_for_a_while(filled: Deployment, faults: Fau
     archived(deployment)
     target = iso(clock(deployment))
     quick = ("--no-verify", "--no-backup", "--no-check")
-    told = restore(deployment, "--to", target, *quick)
+    told = restore(deployment, "--to", target, "--backup", backup, *quick)
     assert f"the database once had max_connections {int(now) + 20}: going on" in told
     assert sums(deployment) == before
     faults.wait_healthy()

@@ -91,9 +91,8 @@ def test_backups_come_in_the_order_in_which_they_were_taken(
 ) -> None:
     by_label = [
         backup_told("20260101-010000F", 3),
-        backup_told(
-            "20260101-010000F_20260104-010000I", 4, timeline=2
-        ),  # of a stack that went back
+        # Of a stack that went back.
+        backup_told("20260101-010000F_20260104-010000I", 4, timeline=2),
         backup_told("20260102-010000F", 9),
         backup_told("20260102-010000F_20260103-010000I", 12),
     ]
