@@ -156,10 +156,9 @@ class ArchiveStack:
         """Run a script in a unit, as the user of its processes; root owns /etc/elsapg."""
         with d.daemon() as client:
             container = client.containers.get(self.deployment.hosts.physical(unit))
-            code, output = container.exec_run(["bash", "-ec", script], user=user)
-        assert isinstance(output, bytes)
-        assert code == 0, output.decode()
-        return output.decode()
+            code, output = d.execute(container, ["bash", "-ec", script], user)
+        assert code == 0, output
+        return output
 
     def write(self, unit: str, path: str, content: str) -> None:
         """Write a file below /etc/elsapg as `elsapg up` would."""

@@ -56,13 +56,13 @@ def test_missing_and_damaged_segments(filled: Deployment, faults: Faults) -> Non
     path = _path(deployment, segment)
     before = _postmasters(deployment)
 
-    faults.container("s3").exec_run(["mv", path, f"{BUCKET}/aside"], user="999")
+    faults.run("s3", "mv", path, f"{BUCKET}/aside")
     told = restore(deployment, "--to", target, code=2)
     assert f"{segment} is missing" in told
     assert _postmasters(deployment) == before
 
     damage = f"cp {BUCKET}/aside {path} && printf damaged | dd of={path} bs=1 seek=64 conv=notrunc"
-    faults.container("s3").exec_run(["sh", "-c", damage], user="999")
+    faults.run("s3", "sh", "-c", damage)
     told = restore(deployment, "--to", target, code=7)
     assert f"{segment} cannot be read" in told
     assert _postmasters(deployment) == before
@@ -70,7 +70,7 @@ def test_missing_and_damaged_segments(filled: Deployment, faults: Faults) -> Non
     told = restore(deployment, "--to", target, "--no-check", "--no-backup", code=7)
     assert f"{segment} cannot be read" in told
     assert "Nothing was promoted" in told
-    faults.container("s3").exec_run(["mv", f"{BUCKET}/aside", path], user="999")
+    faults.run("s3", "mv", f"{BUCKET}/aside", path)
     restore(deployment, "--no-verify")
     assert sums(deployment) == good
 
@@ -182,7 +182,6 @@ def test_wrong_key(filled: Deployment, faults: Faults) -> None:
     """The repository is there and cannot be opened: that is what is said."""
     deployment = filled
     before = _postmasters(deployment)
-    runner = faults.container("runner")
     file = deployment.hosts.run(
         "runner", "sh", "-c", "grep -rl cipher-pass /etc/elsapg"
     ).output.split()[0]
@@ -192,14 +191,13 @@ def test_wrong_key(filled: Deployment, faults: Faults) -> None:
         f"sed 's/cipher-pass=.*/cipher-pass=wrong/' /tmp/kept > /tmp/changed && "
         f"cat /tmp/changed > {file}"
     )
-    assert runner.exec_run(["sh", "-c", change], user="0").exit_code == 0
+    faults.run("runner", "sh", "-c", change, user="0")
     try:
         told = restore(deployment, "--to", "latest", code=7)
         assert "does not open it" in told
         listed = elsapg(deployment.root, "restore", "points", "--stack", deployment.stack)
         assert "does not open it" in listed.stdout
     finally:
-        runner.exec_run(
-            ["sh", "-c", f"cat /tmp/kept > {file}; rm /tmp/kept /tmp/changed"], user="0"
-        )
+        back = f"cat /tmp/kept > {file}; rm /tmp/kept /tmp/changed"
+        faults.run("runner", "sh", "-c", back, user="0")
     assert _postmasters(deployment) == before

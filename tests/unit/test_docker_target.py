@@ -7,11 +7,12 @@ import io
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import docker.errors
 import pytest
 import requests
+import urllib3.exceptions
 
 from elsapg.errors import DeploymentError, MissingError
 from elsapg.targets.docker import containers, resources
@@ -38,6 +39,7 @@ class FakeContainer:
     exec_code: int = 0
     slow_to_end: int = 0
     said: str = ""
+    output: bytes | str | Exception = b"\1\0\0\0\0\0\0\5what \2\0\0\0\0\0\0\7it said"
 
     @property
     def id(self) -> str:
@@ -107,8 +109,17 @@ class FakeContainer:
         self._did(" ".join(command))
         return {"Id": "run"}
 
-    def exec_start(self, run: str) -> bytes:
-        return b"what it said"
+    base_url, api_version, timeout = "http+docker://localhost", "1.41", 60
+
+    def post(self, url: str, **sent: Any) -> Any:
+        assert url == "http+docker://localhost/v1.41/exec/run/start"
+        assert sent == {"json": {"Detach": False, "Tty": False}, "timeout": 60}
+        if isinstance(self.output, Exception):
+            raise self.output
+        answer = requests.Response()
+        answer.status_code, answer.url = (200 if isinstance(self.output, bytes) else 409), url
+        answer._content = self.output if isinstance(self.output, bytes) else self.output.encode()
+        return answer
 
     def exec_inspect(self, run: str) -> dict[str, Any]:
         if self.slow_to_end:
@@ -630,6 +641,40 @@ def test_a_commands_end_is_waited_for(fake: FakeDocker, monkeypatch: pytest.Monk
     made.slow_to_end = 10**6
     monkeypatch.setattr(d, "EXIT_CODE_WITHIN_S", 0)
     assert d.execute(made, ["true"])[0] == d.EXIT_CODE_UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("output", "told"),
+    [
+        (b"\1\0\0\0\0\0\0\5wha", "its output broke off"),
+        (b"\1\0\0\0\0\0\0\5what \1\0\0", "its output broke off"),
+        (
+            requests.exceptions.ConnectionError(
+                urllib3.exceptions.ReadTimeoutError(cast(Any, None), "", "Read timed out.")
+            ),
+            "said nothing for 60 s",
+        ),
+    ],
+    ids=["content", "header", "silence"],
+)
+def test_output_that_does_not_come_whole_is_no_output(
+    fake: FakeDocker, output: Any, told: str
+) -> None:
+    create(fake)
+    made: Any = fake.made["elsapg-test-pg-1"]
+    made.output = output
+    with pytest.raises(DeploymentError) as caught:
+        d.execute(made, ["psql", "-c", "SELECT 1"])
+    assert str(caught.value).startswith("elsapg-test-pg-1: `psql -c 'SELECT 1'`")
+    assert told in str(caught.value)
+
+
+def test_a_command_that_cannot_start_says_why(fake: FakeDocker) -> None:
+    create(fake)
+    made: Any = fake.made["elsapg-test-pg-1"]
+    made.output = "container elsapg-test-pg-1 is paused"
+    with pytest.raises(docker.errors.APIError, match="is paused"):
+        d.execute(made, ["true"])
 
 
 def test_a_task_that_takes_too_long_ends(fake: FakeDocker, monkeypatch: pytest.MonkeyPatch) -> None:

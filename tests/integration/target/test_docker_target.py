@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
+import time
+
 import pytest
 
 from elsapg.definition import topology as t
@@ -35,6 +38,21 @@ def test_what_runs_is_what_the_definition_says(target: Target) -> None:
     wanted |= {d.physical_name(target.stack, f"{name}-config") for name in units}
     assert target.volumes() == wanted
     assert target.networks() == {d.physical_name(target.stack, "network")}
+
+
+def test_an_answer_that_comes_at_once_is_read_whole(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy client finds the command's output in one piece with the answer's header."""
+    begin = http.client.HTTPResponse.begin
+
+    def late(response: http.client.HTTPResponse) -> None:
+        time.sleep(0.5)
+        begin(response)
+
+    monkeypatch.setattr(http.client.HTTPResponse, "begin", late)
+    done = target.deployment.hosts.run("runner", "sh", "-c", "echo one; sleep 1; echo two >&2")
+    assert (done.code, done.output) == (0, "one\ntwo\n")
 
 
 def test_a_second_up_changes_nothing(target: Target) -> None:

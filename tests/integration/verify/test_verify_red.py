@@ -56,10 +56,9 @@ class Stack:
         """Run a command in a unit as root."""
         with d.daemon() as client:
             container = client.containers.get(self.deployment.hosts.physical(unit))
-            code, output = container.exec_run(list(command), user="0:0")
+            code, output = d.execute(container, command, "0:0")
         assert code == 0, output
-        assert isinstance(output, bytes)
-        return output.decode()
+        return output
 
     def write(self, unit: str, files: dict[str, str]) -> None:
         """Write files below /etc/elsapg as `elsapg up` would."""
