@@ -1,8 +1,7 @@
 """Spreads the tests over workers: `pytest -p tests.spread -n 2`.
 
-Tests that share a stack stay together, so that it is made once, and gone when the next one comes:
-a stack that nobody tests still takes a third of a core. The work is given out in the order of the
-command line: name the longest first.
+Tests that share a stack stay together, so that it is made once, and gone when the next one comes.
+The work is given out in the order of the command line: name the longest first.
 """
 
 from __future__ import annotations
