@@ -1,4 +1,4 @@
-"""The test cluster by hand: `python -m tests.kubernetes up | down | kubeconfig | plugin`."""
+"""The test cluster by hand: `python -m tests.kubernetes build|up|down|kubeconfig|plugin`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from tests.stacks import ROOT
 
 
 def main() -> int:
-    """Make, remove, or name the cluster of this folder; build Pulumi's plugin for its tests."""
+    """Build Kubernetes; make, remove, or name the cluster of this folder; build Pulumi's plugin."""
     parser = argparse.ArgumentParser(prog="python -m tests.kubernetes", description=__doc__)
-    parser.add_argument("what", choices=("up", "down", "kubeconfig", "plugin"))
+    parser.add_argument("what", choices=("build", "up", "down", "kubeconfig", "plugin"))
     parser.add_argument("--workers", type=int, default=c.WORKERS)
     arguments = parser.parse_args()
     try:
         if arguments.what == "down":
             c.down(ROOT)
+            return 0
+        if arguments.what == "build":
+            binaries.ensure(ROOT, print)
             return 0
         if arguments.what == "plugin":
             print(binaries.plugin(ROOT, print))

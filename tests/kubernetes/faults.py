@@ -63,6 +63,10 @@ class KubernetesFaults(Subject):
         finally:
             cluster.kubectl("uncordon", machine)
 
+    def on_machine(self, machine: str, *command: str) -> bool:
+        """Run a command on the node, beside its pods; whether it succeeds."""
+        return process.run(["docker", "exec", machine, *command], timeout=60, check=False).code == 0
+
     def _wait_node(self, machine: str) -> None:
         until = f"--timeout={NODE_BACK_S}s"
         cluster = self.stack.cluster

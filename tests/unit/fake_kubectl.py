@@ -22,6 +22,10 @@ with open(folder + "/asked", "a") as log:
 for rule in json.load(open(folder + "/rules")):
     if re.search(rule["when"], line):
         sys.stdout.write(rule["stdout"])
+        ran = not rule["code"] or "command terminated with exit code" in rule["stderr"]
+        if "-c" in words and ran and rule["whole"]:
+            # The shell around a command says the last word.
+            sys.stdout.write("\\x1e%d" % rule["code"])
         sys.stdout.flush()
         sys.stderr.write(rule["stderr"])
         if rule["stays"]:
@@ -39,11 +43,22 @@ class FakeKubectl:
     folder: Path
 
     def on(
-        self, when: str, stdout: Any = "", stderr: str = "", code: int = 0, stays: bool = False
+        self,
+        when: str,
+        stdout: Any = "",
+        stderr: str = "",
+        code: int = 0,
+        stays: bool = False,
+        whole: bool = True,
     ) -> None:
-        """Answer a command line that the pattern is found in. `stays`: it does not end."""
+        """Answer a command line that the pattern is found in. `stays`: it does not end.
+        Not `whole`: the connection to the command inside a pod breaks.
+        """
         text = stdout if isinstance(stdout, str) else json.dumps(stdout)
-        rule = {"when": when, "stdout": text, "stderr": stderr, "code": code, "stays": stays}
+        rule = {"when": when, "stdout": text, "stderr": stderr, "code": code} | {
+            "stays": stays,
+            "whole": whole,
+        }
         path = self.folder / "rules"
         path.write_text(json.dumps([rule, *json.loads(path.read_text())]))
 

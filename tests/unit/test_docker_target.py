@@ -14,7 +14,7 @@ import pytest
 import requests
 import urllib3.exceptions
 
-from elsapg.errors import DeploymentError, MissingError
+from elsapg.errors import DeploymentError, MissingError, UnhealthyError
 from elsapg.targets.docker import containers, resources
 from elsapg.targets.docker import daemon as d
 
@@ -663,7 +663,7 @@ def test_output_that_does_not_come_whole_is_no_output(
     create(fake)
     made: Any = fake.made["elsapg-test-pg-1"]
     made.output = output
-    with pytest.raises(DeploymentError) as caught:
+    with pytest.raises(UnhealthyError) as caught:
         d.execute(made, ["psql", "-c", "SELECT 1"])
     assert str(caught.value).startswith("elsapg-test-pg-1: `psql -c 'SELECT 1'`")
     assert told in str(caught.value)

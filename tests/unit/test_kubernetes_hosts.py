@@ -65,7 +65,8 @@ def test_a_unit_is_a_container_of_a_pod(
 ) -> None:
     kubectl.on("exec", "out\n", "and err\n")
     assert hosts.run(unit, "some", "--thing") == Completed(0, "out\nand err\n")
-    assert kubectl.asked[-1] == ["exec", *where, "--", "some", "--thing"]
+    asked = kubectl.asked[-1]
+    assert (asked[: len(where) + 1], asked[-2:]) == (["exec", *where], ["some", "--thing"])
 
 
 def test_a_commands_own_failure_is_not_kubectls(
@@ -83,6 +84,35 @@ def test_kubectls_own_log_is_not_the_commands_output(
     ended = f"command terminated with exit code {code}\n" if code else ""
     kubectl.on("exec", "row\n", f"{aside}Error of psql\n{aside}{ended}", code=code)
     assert hosts.run("pg-1", "psql") == Completed(code, "row\nError of psql\n")
+
+
+@pytest.mark.parametrize("stdout", ["", "half a ro", "a row\n"])
+def test_a_connection_that_breaks_is_no_success(
+    hosts: KubernetesHosts, kubectl: FakeKubectl, stdout: str
+) -> None:
+    """kubectl ends with 0 all the same."""
+    kubectl.on("exec", stdout, whole=False)
+    with pytest.raises(
+        UnhealthyError, match=r"^pg-1: the connection to `psql -c 'SELECT 1'` broke"
+    ):
+        hosts.run("pg-1", "psql", "-c", "SELECT 1")
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_connection_that_breaks_when_all_was_said(
+    hosts: KubernetesHosts, kubectl: FakeKubectl, code: int
+) -> None:
+    kubectl.on("exec", "a row\n\x1e3", "error: unexpected EOF\n" * code, code=code, whole=False)
+    assert hosts.run("pg-1", "psql").code == 3
+    assert hosts.run("pg-1", "psql").output.startswith("a row\n")
+
+
+def test_a_command_that_is_killed_with_its_shell(
+    hosts: KubernetesHosts, kubectl: FakeKubectl
+) -> None:
+    ended = "command terminated with exit code 137\n"
+    kubectl.on("exec", "half", ended, code=137, whole=False)
+    assert hosts.run("pg-1", "psql") == Completed(137, "half")
 
 
 def test_a_pool_that_was_replaced_is_found_again(
@@ -153,12 +183,12 @@ def test_no_word_of_a_command_is_dropped(
 ) -> None:
     """kubectl is kept from websockets, whatever the user's environment says of them."""
     monkeypatch.setenv("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "true")
-    script = '#!/bin/sh\necho "websockets $KUBECTL_REMOTE_COMMAND_WEBSOCKETS"\n'
+    script = '#!/bin/sh\nprintf "websockets $KUBECTL_REMOTE_COMMAND_WEBSOCKETS\\n\\0360"\n'
     (kubectl.folder / "bin" / "kubectl").write_text(script)
     assert hosts.run("pg-1", "true").output == "websockets false\n"
     with hosts.converse("pg-1", "true") as process:
         assert process.stdout is not None
-        assert process.stdout.read() == "websockets false\n"
+        assert process.stdout.readline() == "websockets false\n"
 
 
 def test_the_context_of_the_stacks_file_is_used(kubectl: FakeKubectl) -> None:

@@ -20,7 +20,7 @@ import requests
 import urllib3.exceptions
 from docker.models.containers import Container
 
-from elsapg.errors import DeploymentError, MissingError
+from elsapg.errors import DeploymentError, MissingError, UnhealthyError
 
 STACK_LABEL = "elsapg.stack"
 UNIT_LABEL = "elsapg.unit"
@@ -109,7 +109,7 @@ def owned(labels: dict[str, str] | None, stack: str, kind: str, name: str) -> No
 def execute(container: Container, command: Sequence[str], user: str = "") -> tuple[int, str]:
     """Run a command inside: its exit code, and its output and errors together.
 
-    Raises DeploymentError when it says nothing for as long as the client's timeout.
+    Raises UnhealthyError when it says nothing for as long as the client's timeout.
     """
     assert container.client is not None
     api = container.client.api
@@ -136,7 +136,7 @@ def _output(api: docker.APIClient, run: str, what: str) -> bytes:
         docker.errors.create_api_error_from_http_exception(error)
     except requests.exceptions.ConnectionError as error:
         if error.args and isinstance(error.args[0], urllib3.exceptions.ReadTimeoutError):
-            raise DeploymentError(
+            raise UnhealthyError(
                 f"{what} said nothing for {api.timeout} s, and may go on: see what it waits for, "
                 "then run the same command again"
             ) from None
@@ -148,7 +148,7 @@ def _output(api: docker.APIClient, run: str, what: str) -> bytes:
         length = _FRAME.unpack(header)[0] if len(header) == _FRAME.size else 0
         content.append(said.read(length))
         if not length or len(content[-1]) < length:
-            raise DeploymentError(f"{what}: its output broke off: run the same command again")
+            raise UnhealthyError(f"{what}: its output broke off: run the same command again")
     return b"".join(content)
 
 

@@ -31,7 +31,10 @@ ANSWERS_WITHIN_S = 20
 _ENDED = re.compile(r"^command terminated with exit code \d+\s*\Z", re.MULTILINE)
 # And what it says of its own connection, in the form of its log, whatever becomes of the command.
 _ASIDE = re.compile(r"^[EWI]\d{4} \d\d:\d\d:\d\d\.\d+ .*\n?", re.MULTILINE)
-
+# A connection that breaks while a command runs ends kubectl with 0 and what came until then
+# (kubectl 1208, kubernetes 124571): the last word has to come from inside.
+_TO_ITS_END = '"$@"; code=$?; printf "\\036%d" "$code"; exit "$code"'
+_LAST = re.compile(r"\x1e(\d+)\Z")
 
 # Ends the command when our end of the pipe is closed: also when we are killed.
 _TIED = """
@@ -126,16 +129,26 @@ class Kubectl:
     ) -> process.Completed:
         """Run a command in a container; its exit code is its own.
 
-        Raises NotDeployedError when there is no such container, or it does not run.
+        Raises NotDeployedError when there is no such container, or it does not run;
+        UnhealthyError when its output does not come to its end.
         """
-        words = ["exec", pod, f"--container={container}", "--", *command]
+        script = ("sh", "-c", _TO_ITS_END, "sh")
+        words = ["exec", pod, f"--container={container}", "--", *script, *command]
         done = self._run(words, None, timeout, check=False)
         stderr = _ASIDE.sub("", done.stderr)
         ended = _ENDED.search(stderr)
-        if done.code != 0 and ended is None:
+        told = stderr[: ended.start()] if ended else stderr
+        if whole := _LAST.search(done.stdout):
+            stdout = done.stdout[: whole.start()]
+            return process.Completed(done.command, int(whole[1]), stdout, told)
+        if done.code == 0:
+            raise UnhealthyError(
+                f"{pod}: the connection to `{shlex.join(command)[:200]}` broke off, and it may "
+                "have done its work: run the same command again"
+            )
+        if ended is None:
             # Not the command failed, but kubectl.
             raise self.explain(done.stderr)
-        told = stderr[: ended.start()] if ended else stderr
         return process.Completed(done.command, done.code, done.stdout, told)
 
     def start(self, *words: str, **pipes: Any) -> subprocess.Popen[str]:
