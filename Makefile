@@ -46,13 +46,17 @@ verify: $(READY) ## Verify a running stack (STACK=local)
 destroy: $(READY) ## Remove a stack, keeping its data (STACK=local)
 	@$(BIN)/elsapg destroy --stack $(STACK) --yes
 
+.PHONY: kubernetes
+kubernetes: $(READY) ## Build the Kubernetes that the tests run
+	@$(BIN)/python -m tests.kubernetes build
+
 .PHONY: test
-test: setup ## Run all tests
+test: setup kubernetes ## Run all tests
 	@$(BIN)/python -m pytest -p tests.spread -n $(WORKERS) --durations 30 --durations-min 10 \
 	  tests/kubernetes tests/chaos tests/restore tests/recovery tests/integration tests/sql tests/unit $(PYTEST)
 
 .PHONY: test-kubernetes
-test-kubernetes: setup ## Run all tests of the kubernetes target
+test-kubernetes: setup kubernetes ## Run all tests of the kubernetes target
 	@$(BIN)/python -m pytest tests/kubernetes $(PYTEST)
 
 .PHONY: test-unit
