@@ -39,7 +39,9 @@ class FakeContainer:
     exec_code: int = 0
     slow_to_end: int = 0
     said: str = ""
-    output: bytes | str | Exception = b"\1\0\0\0\0\0\0\5what \2\0\0\0\0\0\0\7it said"
+    output: bytes | str | Exception = (
+        b"\1\0\0\0\0\0\0\5what \1\0\0\0\0\0\0\0\2\0\0\0\0\0\0\7it said"
+    )
 
     @property
     def id(self) -> str:

@@ -143,12 +143,14 @@ def _output(api: docker.APIClient, run: str, what: str) -> bytes:
         raise
     # Frames of a header (the stream's number, three bytes of nothing, the length) and content:
     # https://docs.docker.com/reference/api/engine/version/v1.41/#tag/Container/operation/ContainerAttach
-    said, content = io.BytesIO(answer.content), []
-    while header := said.read(_FRAME.size):
-        length = _FRAME.unpack(header)[0] if len(header) == _FRAME.size else 0
-        content.append(said.read(length))
-        if not length or len(content[-1]) < length:
+    left, content = memoryview(answer.content), []
+    while left:
+        length = _FRAME.unpack_from(left)[0] if len(left) >= _FRAME.size else 0
+        end = _FRAME.size + length
+        if len(left) < end:
             raise UnhealthyError(f"{what}: its output broke off: run the same command again")
+        content.append(left[_FRAME.size : end])
+        left = left[end:]
     return b"".join(content)
 
 
