@@ -106,6 +106,15 @@ def running_stack(
                 print(f"elsapg destroy --stack {stack} failed:\n{done.stdout}", file=sys.stderr)
 
 
+def inside(deployment: Deployment, unit: str, *command: str, user: str = "999:999") -> str:
+    """Run a command in a unit's container, as any user; it succeeds."""
+    with d.daemon() as client:
+        container = client.containers.get(deployment.hosts.physical(unit))
+        code, output = d.execute(container, command, user)
+    assert code == 0, output
+    return output
+
+
 def lose(stack: str, places: Places) -> None:
     """Every container, every volume but S3's, and the state: as if its machine were gone."""
     label = {"label": f"{d.STACK_LABEL}={stack}"}

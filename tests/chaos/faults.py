@@ -213,11 +213,6 @@ class Faults(Subject):
         """The container of a unit, as it is now."""
         return self._client.containers.get(self.deployment.hosts.physical(unit))
 
-    def run(self, unit: str, *command: str, user: str = "999") -> None:
-        """Run a command in a unit, as some user; it succeeds."""
-        code, output = d.execute(self.container(unit), command, user)
-        assert code == 0, output
-
     def kill_container(self, unit: str) -> None:
         """The machine under it is gone: the container is killed and stays down."""
         self.container(unit).kill()

@@ -15,7 +15,7 @@ from elsapg.services.deployment import Deployment
 from elsapg.services.recovery import Trouble, overview
 from elsapg.services.verify import verify
 from elsapg.targets.docker import daemon as d
-from tests.stacks import elsapg
+from tests.stacks import elsapg, inside
 
 # Months, tenants, names that need quotes, and values whose text depends on settings.
 FILL = """
@@ -154,11 +154,7 @@ class ArchiveStack:
 
     def shell(self, unit: str, script: str, user: str = "999:999") -> str:
         """Run a script in a unit, as the user of its processes; root owns /etc/elsapg."""
-        with d.daemon() as client:
-            container = client.containers.get(self.deployment.hosts.physical(unit))
-            code, output = d.execute(container, ["bash", "-ec", script], user)
-        assert code == 0, output
-        return output
+        return inside(self.deployment, unit, "bash", "-ec", script, user=user)
 
     def write(self, unit: str, path: str, content: str) -> None:
         """Write a file below /etc/elsapg as `elsapg up` would."""

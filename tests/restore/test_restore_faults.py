@@ -13,7 +13,7 @@ from elsapg.targets.docker import daemon as d
 from tests.chaos.faults import Faults, wait_for
 from tests.restore.commands import iso, restore
 from tests.restore.data import BUCKET, archived, clock, sums
-from tests.stacks import elsapg
+from tests.stacks import elsapg, inside
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(2400)]
 
@@ -45,7 +45,7 @@ def test_refused_before_anything_stops(
     assert _postmasters(filled) == before
 
 
-def test_missing_and_damaged_segments(filled: Deployment, faults: Faults) -> None:
+def test_missing_and_damaged_segments(filled: Deployment) -> None:
     """Named beforehand; without the look beforehand, recovery stops there and pretends nothing."""
     deployment = filled
     good = sums(deployment)
@@ -56,13 +56,13 @@ def test_missing_and_damaged_segments(filled: Deployment, faults: Faults) -> Non
     path = _path(deployment, segment)
     before = _postmasters(deployment)
 
-    faults.run("s3", "mv", path, f"{BUCKET}/aside")
+    inside(deployment, "s3", "mv", path, f"{BUCKET}/aside")
     told = restore(deployment, "--to", target, code=2)
     assert f"{segment} is missing" in told
     assert _postmasters(deployment) == before
 
     damage = f"cp {BUCKET}/aside {path} && printf damaged | dd of={path} bs=1 seek=64 conv=notrunc"
-    faults.run("s3", "sh", "-c", damage)
+    inside(deployment, "s3", "sh", "-c", damage)
     told = restore(deployment, "--to", target, code=7)
     assert f"{segment} cannot be read" in told
     assert _postmasters(deployment) == before
@@ -70,7 +70,7 @@ def test_missing_and_damaged_segments(filled: Deployment, faults: Faults) -> Non
     told = restore(deployment, "--to", target, "--no-check", "--no-backup", code=7)
     assert f"{segment} cannot be read" in told
     assert "Nothing was promoted" in told
-    faults.run("s3", "mv", f"{BUCKET}/aside", path)
+    inside(deployment, "s3", "mv", f"{BUCKET}/aside", path)
     restore(deployment, "--no-verify")
     assert sums(deployment) == good
 
@@ -178,7 +178,7 @@ def test_s3_down(filled: Deployment, faults: Faults) -> None:
         assert _postmasters(deployment) == before
 
 
-def test_wrong_key(filled: Deployment, faults: Faults) -> None:
+def test_wrong_key(filled: Deployment) -> None:
     """The repository is there and cannot be opened: that is what is said."""
     deployment = filled
     before = _postmasters(deployment)
@@ -191,7 +191,7 @@ def test_wrong_key(filled: Deployment, faults: Faults) -> None:
         f"sed 's/cipher-pass=.*/cipher-pass=wrong/' /tmp/kept > /tmp/changed && "
         f"cat /tmp/changed > {file}"
     )
-    faults.run("runner", "sh", "-c", change, user="0")
+    inside(deployment, "runner", "sh", "-c", change, user="0")
     try:
         told = restore(deployment, "--to", "latest", code=7)
         assert "does not open it" in told
@@ -199,5 +199,5 @@ def test_wrong_key(filled: Deployment, faults: Faults) -> None:
         assert "does not open it" in listed.stdout
     finally:
         back = f"cat /tmp/kept > {file}; rm /tmp/kept /tmp/changed"
-        faults.run("runner", "sh", "-c", back, user="0")
+        inside(deployment, "runner", "sh", "-c", back, user="0")
     assert _postmasters(deployment) == before

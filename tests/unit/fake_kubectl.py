@@ -55,10 +55,10 @@ class FakeKubectl:
         Not `whole`: the connection to the command inside a pod breaks.
         """
         text = stdout if isinstance(stdout, str) else json.dumps(stdout)
-        rule = {"when": when, "stdout": text, "stderr": stderr, "code": code} | {
-            "stays": stays,
+        rule = {
+            "when": when, "stdout": text, "stderr": stderr, "code": code, "stays": stays,
             "whole": whole,
-        }
+        }  # fmt: skip
         path = self.folder / "rules"
         path.write_text(json.dumps([rule, *json.loads(path.read_text())]))
 

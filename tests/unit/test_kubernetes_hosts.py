@@ -27,7 +27,7 @@ from elsapg.targets.kubernetes import forward as forwarding
 from elsapg.targets.kubernetes import hosts as module
 from elsapg.targets.kubernetes.forward import forward
 from elsapg.targets.kubernetes.hosts import KubernetesHosts
-from elsapg.targets.kubernetes.kubectl import Kubectl
+from elsapg.targets.kubernetes.kubectl import TO_ITS_END, Kubectl
 from tests.unit.fake_kubectl import FakeKubectl, listed, pg, pod, pooler
 
 
@@ -65,8 +65,7 @@ def test_a_unit_is_a_container_of_a_pod(
 ) -> None:
     kubectl.on("exec", "out\n", "and err\n")
     assert hosts.run(unit, "some", "--thing") == Completed(0, "out\nand err\n")
-    asked = kubectl.asked[-1]
-    assert (asked[: len(where) + 1], asked[-2:]) == (["exec", *where], ["some", "--thing"])
+    assert kubectl.asked[-1] == ["exec", *where, "--", *TO_ITS_END, "some", "--thing"]
 
 
 def test_a_commands_own_failure_is_not_kubectls(
@@ -183,12 +182,15 @@ def test_no_word_of_a_command_is_dropped(
 ) -> None:
     """kubectl is kept from websockets, whatever the user's environment says of them."""
     monkeypatch.setenv("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "true")
-    script = '#!/bin/sh\nprintf "websockets $KUBECTL_REMOTE_COMMAND_WEBSOCKETS\\n\\0360"\n'
+    script = (
+        '#!/bin/sh\necho "websockets $KUBECTL_REMOTE_COMMAND_WEBSOCKETS"\n'
+        'case "$*" in *" sh -c "*) printf "\\0360" ;; esac\n'
+    )
     (kubectl.folder / "bin" / "kubectl").write_text(script)
     assert hosts.run("pg-1", "true").output == "websockets false\n"
     with hosts.converse("pg-1", "true") as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "websockets false\n"
+        assert process.stdout.read() == "websockets false\n"
 
 
 def test_the_context_of_the_stacks_file_is_used(kubectl: FakeKubectl) -> None:

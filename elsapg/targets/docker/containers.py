@@ -303,6 +303,6 @@ def _wait(container: Container, timeout_s: int) -> int:
     try:
         return int(container.wait(timeout=timeout_s)["StatusCode"])
     except (requests.exceptions.ReadTimeout, requests.exceptions.ConnectionError) as error:
-        if "timed out" not in str(error).lower():
+        if not d.timed_out(error):
             raise
         return 124

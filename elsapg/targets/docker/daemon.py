@@ -17,7 +17,6 @@ from typing import Any
 import docker
 import docker.errors
 import requests
-import urllib3.exceptions
 from docker.models.containers import Container
 
 from elsapg.errors import DeploymentError, MissingError, UnhealthyError
@@ -106,6 +105,11 @@ def owned(labels: dict[str, str] | None, stack: str, kind: str, name: str) -> No
         )
 
 
+def timed_out(error: requests.exceptions.RequestException) -> bool:
+    """Whether an answer took longer than it may; requests has more than one class for that."""
+    return "timed out" in str(error).lower()
+
+
 def execute(container: Container, command: Sequence[str], user: str = "") -> tuple[int, str]:
     """Run a command inside: its exit code, and its output and errors together.
 
@@ -135,12 +139,12 @@ def _output(api: docker.APIClient, run: str, what: str) -> bytes:
     except requests.exceptions.HTTPError as error:
         docker.errors.create_api_error_from_http_exception(error)
     except requests.exceptions.ConnectionError as error:
-        if error.args and isinstance(error.args[0], urllib3.exceptions.ReadTimeoutError):
-            raise UnhealthyError(
-                f"{what} said nothing for {api.timeout} s, and may go on: see what it waits for, "
-                "then run the same command again"
-            ) from None
-        raise
+        if not timed_out(error):
+            raise
+        raise UnhealthyError(
+            f"{what} said nothing for {api.timeout} s, and may go on: see what it waits for, "
+            "then run the same command again"
+        ) from None
     # Frames of a header (the stream's number, three bytes of nothing, the length) and content:
     # https://docs.docker.com/reference/api/engine/version/v1.41/#tag/Container/operation/ContainerAttach
     left, content = memoryview(answer.content), []

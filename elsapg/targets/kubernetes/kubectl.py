@@ -33,7 +33,7 @@ _ENDED = re.compile(r"^command terminated with exit code \d+\s*\Z", re.MULTILINE
 _ASIDE = re.compile(r"^[EWI]\d{4} \d\d:\d\d:\d\d\.\d+ .*\n?", re.MULTILINE)
 # A connection that breaks while a command runs ends kubectl with 0 and what came until then
 # (kubectl 1208, kubernetes 124571): the last word has to come from inside.
-_TO_ITS_END = '"$@"; code=$?; printf "\\036%d" "$code"; exit "$code"'
+TO_ITS_END = ("sh", "-c", '"$@"; code=$?; printf "\\036%d" "$code"; exit "$code"', "sh")
 _LAST = re.compile(r"\x1e(\d+)\Z")
 
 # Ends the command when our end of the pipe is closed: also when we are killed.
@@ -132,8 +132,7 @@ class Kubectl:
         Raises NotDeployedError when there is no such container, or it does not run;
         UnhealthyError when its output does not come to its end.
         """
-        script = ("sh", "-c", _TO_ITS_END, "sh")
-        words = ["exec", pod, f"--container={container}", "--", *script, *command]
+        words = ["exec", pod, f"--container={container}", "--", *TO_ITS_END, *command]
         done = self._run(words, None, timeout, check=False)
         stderr = _ASIDE.sub("", done.stderr)
         ended = _ENDED.search(stderr)

@@ -24,6 +24,7 @@ from elsapg.definition import topology as t
 from elsapg.services.deployment import Deployment
 from elsapg.services.verify import Verification, verify, write_report
 from elsapg.targets.docker import daemon as d
+from tests.stacks import inside
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
 
@@ -54,11 +55,7 @@ class Stack:
 
     def root(self, unit: str, *command: str) -> str:
         """Run a command in a unit as root."""
-        with d.daemon() as client:
-            container = client.containers.get(self.deployment.hosts.physical(unit))
-            code, output = d.execute(container, command, "0:0")
-        assert code == 0, output
-        return output
+        return inside(self.deployment, unit, *command, user="0:0")
 
     def write(self, unit: str, files: dict[str, str]) -> None:
         """Write files below /etc/elsapg as `elsapg up` would."""
