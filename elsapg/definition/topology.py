@@ -178,6 +178,11 @@ def _etcd(settings: Settings) -> tuple[Unit, ...]:
             memory_mb=256,
             # Certificates are read at every handshake: nothing to signal.
             reload_signal=None,
+            # One that is asked to end answers its last clients with errors and half answers, and
+            # Patroni takes those to a keepalive for the loss of its lock: it demotes the primary,
+            # failsafe_mode or not (Patroni 3572). A broken connection it takes for what it is.
+            # What etcd has acknowledged is on disk.
+            stop_signal="SIGKILL",
         )
         for name in etcd_names(settings)
     )

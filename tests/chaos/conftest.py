@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from elsapg.services.deployment import Deployment
+from tests import said
 from tests.chaos import proof
 from tests.chaos.faults import Faults, Healthy
 from tests.chaos.proof import Act
 from tests.chaos.writes import Access, Report, access
 from tests.stacks import ROOT, running_stack
+
+pytest_runtest_makereport = said.pytest_runtest_makereport
 
 
 @pytest.fixture(scope="package")

@@ -23,6 +23,34 @@ UnderWrites = Callable[..., Any]
 ETCD_DOWN_S = 30
 # "No gap": well above a busy machine's hiccups, well below any failover.
 HICCUP_S = 4.0
+# Keeps a lease alive as often as it can; says "ready" when it does, and at the end, when nobody
+# has answered for a while, every answer that was no success.
+_KEEPALIVES = """
+import json, sys, threading, urllib3
+tls = "/etc/elsapg/tls/"
+http = urllib3.PoolManager(cert_file=tls + "server.crt", key_file=tls + "server.key",
+                           ca_certs=tls + "ca.crt", maxsize=8, timeout=3, retries=False)
+post = lambda path, body: http.request("POST", sys.argv[1] + path, body=json.dumps(body))
+lease = json.loads(post("/v3/lease/grant", {"TTL": 60}).data)["ID"]
+odd = []
+def work():
+    broken = 0
+    while broken < 20:
+        try:
+            answer = post("/v3/lease/keepalive", {"ID": lease}).data.decode()
+        except urllib3.exceptions.HTTPError:
+            broken += 1
+            continue
+        try:
+            assert json.loads(answer)["result"]["TTL"] == "60"
+        except (AssertionError, KeyError, ValueError):
+            odd.append(answer)
+threads = [threading.Thread(target=work) for _ in range(8)]
+for thread in threads: thread.start()
+print("ready", flush=True)
+for thread in threads: thread.join()
+print(json.dumps(odd), flush=True)
+"""
 
 
 def test_etcd_down_under_load(faults: Faults, under_writes: UnderWrites) -> None:
@@ -37,6 +65,23 @@ def test_etcd_down_under_load(faults: Faults, under_writes: UnderWrites) -> None
     assert report.errors == 0, report.summary()
     assert report.gap.seconds < HICCUP_S, report.summary()
     assert (after.leader, after.timeline) == (before.leader, before.timeline)
+
+
+def test_an_etcd_that_is_stopped_says_nothing_odd(faults: Faults) -> None:
+    """Patroni takes any answer to a keepalive but a success for the loss of its lock, and demotes
+    the primary at once; failsafe_mode helps against silence only."""
+    state = faults.wait_healthy()
+    etcd = t.etcd_names(faults.deployment.settings)[0]
+    url = f"https://{etcd}:{t.ETCD_PORT}"
+    with faults.deployment.hosts.converse(
+        state.leader, "python3", "-c", _KEEPALIVES, url
+    ) as client:
+        assert client.stdout is not None
+        assert client.stdout.readline() == "ready\n"
+        with faults.down(etcd):
+            odd = json.loads(client.stdout.readline())
+    assert odd == []
+    assert faults.wait_healthy() == state
 
 
 def test_s3_down_under_load(

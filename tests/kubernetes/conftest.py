@@ -9,6 +9,7 @@ from unittest import mock
 
 import pytest
 
+from tests import said
 from tests.chaos import proof
 from tests.chaos.faults import Healthy
 from tests.chaos.writes import Access, Report
@@ -17,6 +18,8 @@ from tests.kubernetes.cluster import Cluster, running_cluster
 from tests.kubernetes.faults import KubernetesFaults
 from tests.kubernetes.stack import Stack, running_stack
 from tests.stacks import ROOT
+
+pytest_runtest_makereport = said.pytest_runtest_makereport
 
 
 @pytest.fixture(scope="package")

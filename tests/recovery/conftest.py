@@ -6,8 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests import said
 from tests.recovery.archive_stack import FILL, FILL_RUNTIME, ArchiveStack
 from tests.stacks import running_stack
+
+pytest_runtest_makereport = said.pytest_runtest_makereport
 
 
 @pytest.fixture(scope="package")

@@ -7,10 +7,13 @@ from collections.abc import Iterator
 import pytest
 
 from elsapg.services.deployment import Deployment
+from tests import said
 from tests.chaos.faults import Faults
 from tests.chaos.writes import Access, access
 from tests.restore.data import fill
 from tests.stacks import ROOT, running_stack
+
+pytest_runtest_makereport = said.pytest_runtest_makereport
 
 
 @pytest.fixture(scope="package")

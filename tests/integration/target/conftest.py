@@ -7,8 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests import said
 from tests.integration.target_stack import Target
 from tests.stacks import running_stack
+
+pytest_runtest_makereport = said.pytest_runtest_makereport
 
 
 @pytest.fixture(scope="package")

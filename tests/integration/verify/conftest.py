@@ -7,7 +7,10 @@ from collections.abc import Iterator
 import pytest
 
 from elsapg.services.deployment import Deployment
+from tests import said
 from tests.stacks import running_stack
+
+pytest_runtest_makereport = said.pytest_runtest_makereport
 
 
 @pytest.fixture(scope="package")
