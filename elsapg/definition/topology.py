@@ -213,7 +213,10 @@ def _nodes(settings: Settings) -> tuple[Unit, ...]:
         Unit(
             name=name,
             image="postgres",
-            command=("no-orphans", "patroni", f"{CONFIG_DIR}/patroni.yml"),
+            command=(
+                *("no-orphans", "python3", "-m", "elsapg.runner.patroni_node"),
+                f"{CONFIG_DIR}/patroni.yml",
+            ),
             aliases=(name,),
             mounts=_node_mounts(name, settings),
             tmpfs=("/tmp", "/var/spool/pgbackrest", "/var/log/pgbackrest"),

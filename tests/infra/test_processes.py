@@ -7,7 +7,10 @@ from tests.infra.facts import UID, Facts, Unit, judge, none, same
 
 # Process 1, then whatever else may belong to its tree, as regular names of executables.
 EXPECTED = {
-    "postgres": ("/usr/bin/patroni /etc/elsapg/patroni.yml", {"patroni", "postgres", "pgbackrest"}),
+    "postgres": (
+        "elsapg.runner.patroni_node /etc/elsapg/patroni.yml",
+        {"patroni", "postgres", "pgbackrest"},
+    ),
     "agent": ("pgbackrest server --config=/etc/elsapg/pgbackrest.conf", {"pgbackrest"}),
     "pgbouncer": ("pgbouncer /etc/elsapg/pgbouncer.ini", {"pgbouncer"}),
     "haproxy": ("haproxy -W -db -f /etc/elsapg/haproxy.cfg", {"haproxy"}),

@@ -68,6 +68,11 @@ class Cluster:
         """Whether its nodes are containers of this machine."""
         return bool(self.workers)
 
+    def address(self, node: str) -> str:
+        """A node's own address, in the cluster's network."""
+        path = "jsonpath={.status.addresses[?(@.type=='InternalIP')].address}"
+        return self.kubectl("get", "node", node, "--output", path)
+
     def kubectl(
         self, *words: str, stdin: str | None = None, timeout: float = 60, check: bool = True
     ) -> str:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from elsapg.errors import UnhealthyError
 from elsapg.services.connect import connection
+from tests.chaos import proof
 from tests.chaos.faults import Healthy, wait_for
-from tests.chaos.writes import ContinuousWrites
+from tests.chaos.writes import Access, ContinuousWrites
 from tests.kubernetes.faults import KubernetesFaults
 from tests.kubernetes.stack import Stack
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.slow]
 
 UnderWrites = Callable[..., Any]
+# For longer than nodes may be silent (50 s) before Kubernetes takes them for gone.
+AWAY_S = 56
 # What a client sees that begins a transaction while PgBouncer ends, or just after.
 POOL_LEAVES = re.compile(
     r"server shutting down|unexpected eof|EOF detected|closed the connection unexpectedly"
@@ -160,6 +165,26 @@ def test_an_answer_that_is_cut_off_is_none(stack: Stack, faults: KubernetesFault
 def _ours(stack: Stack) -> None:
     if not stack.cluster.ours:
         pytest.skip("KUBECONFIG names a cluster whose machines are not ours to kill")
+
+
+def test_control_plane_lost(stack: Stack, faults: KubernetesFaults, doors: Access) -> None:
+    """failsafe_mode: while the primary reaches every member, losing the DCS changes nothing; nor
+    does losing the DNS with it. When the API server is back all nodes are "not ready" for it at
+    first, and no Service has an endpoint."""
+    _ours(stack)
+
+    def act(_state: Healthy, writes: ContinuousWrites) -> None:
+        with faults.node_lost(stack.cluster.control):
+            time.sleep(AWAY_S)
+        faults.wait_healthy()
+        writes.wait_for_everyone()
+
+    before = faults.wait_healthy()
+    # Not by the machine that goes: what is published here is published there.
+    by_a_worker = replace(doors, address=stack.cluster.address(stack.machine(before.leader)))
+    report, after = proof.under_writes(faults, by_a_worker, act)
+    assert report.errors == 0, report.summary()
+    assert (after.leader, after.timeline) == (before.leader, before.timeline)
 
 
 def test_node_lost(faults: KubernetesFaults, under_writes: UnderWrites) -> None:

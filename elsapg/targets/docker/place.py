@@ -25,8 +25,8 @@ from elsapg.targets.docker.resources import (
 # Of the runner's modules those that a node has: a change of any other leaves the nodes alone.
 NODE_MODULES = (
     *("__init__", "archive", "backup", "config", "dumps", "duplicate", "found", "gates"),
-    *("handover", "health", "jobs", "kube", "patroni", "pgbackrest", "recovery", "relabel"),
-    *("repository", "restore", "s3", "sealed", "target", "undump"),
+    *("handover", "health", "jobs", "kube", "patroni", "patroni_node", "pgbackrest", "recovery"),
+    *("relabel", "repository", "restore", "s3", "sealed", "target", "undump"),
 )
 # What each image is made of, beside the Dockerfile: a change of SQL rebuilds the runner only.
 CONTEXTS: Mapping[str, tuple[str, ...]] = {
