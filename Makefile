@@ -50,8 +50,15 @@ destroy: $(READY) ## Remove a stack, keeping its data (STACK=local)
 kubernetes: $(READY) ## Build the Kubernetes that the tests run
 	@$(BIN)/python -m tests.kubernetes build
 
+# Where it cannot be had, the tests that want it are skipped by name.
+.PHONY: test-packages
+test-packages:
+	@command -v socat >/dev/null || [ "$$(id -u)" != 0 ] || \
+	  { apt-get update -q && DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -q -y --no-install-recommends socat; } >/dev/null 2>&1 || true
+
 .PHONY: test
-test: setup kubernetes ## Run all tests
+test: setup kubernetes test-packages ## Run all tests
 	@$(BIN)/python -m pytest -p tests.spread -n $(WORKERS) --durations 30 --durations-min 10 \
 	  tests/kubernetes tests/chaos tests/restore tests/recovery tests/integration tests/sql tests/unit $(PYTEST)
 
