@@ -1,7 +1,7 @@
 """A failed test on a stack shows what the stack's nodes said meanwhile.
 
 A fault that comes once in many runs is understood from the logs of that run, or not at all.
-A conftest takes it in by importing the hook.
+A conftest takes it in by `pytest_runtest_makereport = said.pytest_runtest_makereport`.
 """
 
 from __future__ import annotations

@@ -68,8 +68,8 @@ def test_etcd_down_under_load(faults: Faults, under_writes: UnderWrites) -> None
 
 
 def test_an_etcd_that_is_stopped_says_nothing_odd(faults: Faults) -> None:
-    """Patroni takes any answer to a keepalive but a success for the loss of its lock, and demotes
-    the primary at once; failsafe_mode helps against silence only."""
+    """Patroni takes all but a few errors in answer to a keepalive for the loss of its lock, and
+    demotes the primary at once; failsafe_mode helps against silence only."""
     state = faults.wait_healthy()
     etcd = t.etcd_names(faults.deployment.settings)[0]
     url = f"https://{etcd}:{t.ETCD_PORT}"
