@@ -41,16 +41,6 @@ class KubernetesFaults(Subject):
             self._wait_node(machine)
 
     @contextlib.contextmanager
-    def node_paused(self, machine: str) -> Iterator[None]:
-        """Everything on the node hangs; its connections stay open and nothing answers."""
-        _docker("pause", machine)
-        try:
-            yield
-        finally:
-            _docker("unpause", machine)
-            self._wait_node(machine)
-
-    @contextlib.contextmanager
     def node_drained(self, machine: str) -> Iterator[None]:
         """`kubectl drain`, as for an upgrade of the node; it takes pods again after the block."""
         cluster = self.stack.cluster
