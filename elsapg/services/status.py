@@ -179,6 +179,13 @@ def _patronictl(deployment: Deployment, node: str, command: str, *options: str) 
     return deployment.hosts.shell(node, *words)
 
 
+# Npgsql gives up after 15 s.
+_WAIT_S = 5
+_ACTIVITY = (
+    "SELECT pid, usename, state, wait_event, now() - xact_start AS since, query "
+    "FROM pg_stat_activity WHERE xact_start IS NOT NULL OR usename LIKE 'elsa%' "
+    "ORDER BY since DESC NULLS LAST"
+)
 _ARCHIVER = (
     "SELECT last_archived_wal, extract(epoch FROM clock_timestamp() - last_archived_time), "
     "CASE WHEN last_failed_time > coalesce(last_archived_time, '-infinity') "
@@ -281,3 +288,32 @@ def _pool(deployment: Deployment, status: Status, name: str) -> None:
     )
     if paused:
         status.problems.append(f"{name} is paused: a switchover is under way")
+        return
+    status.problems += [
+        _waits(deployment, name, row) for row in pools if int(row["maxwait"]) >= _WAIT_S
+    ]
+
+
+def _waits(deployment: Deployment, name: str, row: dict[str, str]) -> str:
+    door, busy = row["database"], int(row["sv_active"])
+    what = (
+        f"{name}: clients of {row['user']} wait for a connection to {door} "
+        f"({row['cl_waiting']}, the longest for {row['maxwait']} s)"
+    )
+    if not busy:
+        return (
+            f"{what}, and nobody has one: the log of {name} says why, and "
+            f"`elsapg verify --stack {deployment.stack}` tries every door"
+        )
+    setting = {"session": "session_connections", "readonly": "readonly_connections"}.get(
+        door.rpartition("_")[2], "max_db_connections"
+    )
+    # Not through the pool that is full.
+    node = deployment.primary()
+    if door.endswith("_readonly"):
+        node = next((n for n in deployment.nodes if n != node), node)
+    words = ("psql", "-h", "/run/postgresql", "-U", "postgres", "-c", _ACTIVITY)
+    return (
+        f"{what}, and {busy} are busy: `{deployment.hosts.shell(node, *words)}` says with what; "
+        f"pooler.{setting} is how many there may be"
+    )

@@ -44,6 +44,7 @@ class Healthy:
         self.overview: dict[str, Any] = {"dumps": [], "runs": {}, "problems": []}
         self.archiver = ["000000010000000000000003", "12.5", "0", "1"]
         self.paused = "0"
+        self.waits = {"elsa_runtime": ("0", "1"), "elsa_workflows_session": ("4", "3")}
         self.journal = ""
         self.used = "41"
         self.ahead = {"pg-2": 1.0}
@@ -87,11 +88,13 @@ class Healthy:
             return [{"name": "elsa_workflows", "paused": self.paused}]
         if command == "SHOW STATE":
             return [{"key": "paused", "value": "no"}]
-        counts = {"cl_active": "2", "cl_waiting": "1", "sv_active": "1", "sv_idle": "3"}
+        counts = {"user": "elsa_app", "cl_active": "2", "cl_waiting": "1", "sv_idle": "3"}
         return [
-            {"database": "elsa_workflows", **counts},
-            {"database": "elsa_runtime", **counts},
-            {"database": "pgbouncer", **dict.fromkeys(counts, "9")},
+            *(
+                {"database": name, **counts, "maxwait": longest, "sv_active": active}
+                for name, (longest, active) in self.waits.items()
+            ),
+            {"database": "pgbouncer", **counts, "cl_active": "9", "maxwait": "0", "sv_active": "0"},
         ]
 
 
@@ -178,6 +181,14 @@ def paused(d: Healthy) -> None:
     d.paused = "1"
 
 
+def pool_is_full(d: Healthy) -> None:
+    d.waits["elsa_workflows_session"] = ("5", "3")
+
+
+def pool_has_no_server(d: Healthy) -> None:
+    d.waits["elsa_runtime"] = ("40", "0")
+
+
 def disk_fills_up(d: Healthy) -> None:
     d.used = "85"
 
@@ -214,6 +225,13 @@ def overdue(d: Healthy) -> None:
         (overdue, "a restore drill was due"),
         (clock_set_off, "s ahead of that of pg-1: S3 refuses what a machine"),
         (paused, "pgbouncer-1 is paused: a switchover is under way"),
+        (
+            pool_is_full,
+            "pgbouncer-1: clients of elsa_app wait for a connection to elsa_workflows_session "
+            "(1, the longest for 5 s), and 3 are busy: ",
+        ),
+        (pool_is_full, "pooler.session_connections is how many there may be"),
+        (pool_has_no_server, "longest for 40 s), and nobody has one: the log of pgbouncer-1 says"),
     ],
     ids=lambda v: v.__name__ if callable(v) else "",
 )

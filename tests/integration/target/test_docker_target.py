@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import shlex
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from elsapg import process
 from elsapg.definition import topology as t
 from elsapg.targets.docker import daemon as d
 from tests.integration.target_stack import Target, eventually
@@ -96,6 +100,28 @@ def test_up_with_refresh_is_one_command_for_it(target: Target) -> None:
     assert "1 updated" in target.run("up", "--yes", "--refresh")
     assert target.container("haproxy").status == "running"
     eventually(lambda: not target.problems())
+
+
+def test_clients_that_wait_for_a_full_pool_are_told(target: Target) -> None:
+    size = target.deployment.settings.pooler.session_connections
+    with contextlib.ExitStack() as held, ThreadPoolExecutor(1) as late:
+        # All come to the first pool that answers.
+        first, *others = (
+            held.enter_context(target.client(role="elsa_migrator", via="session"))
+            for _ in range(size + 1)
+        )
+        for db in others:
+            db.execute("SELECT 1")
+        waits = late.submit(first.execute, "SELECT 1")
+        [told] = eventually(target.problems)
+        assert "clients of elsa_migrator wait for a connection to elsa_workflows_session (1" in told
+        assert f"and {size} are busy" in told
+        way = shlex.split(told.split("`")[1])
+        assert process.run(way, timeout=30).stdout.count("elsa_migrator") >= size
+        assert not waits.done()
+        others[0].close()
+        assert waits.result(timeout=30).fetchone() == (1,)
+        assert target.problems() == []
 
 
 def test_destroy_keeps_data_and_secrets_for_the_next_up(target: Target) -> None:
