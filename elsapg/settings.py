@@ -124,6 +124,7 @@ def _address(value: str) -> str:
 Cron = Annotated[str, AfterValidator(_cron)]
 Cidrs = Annotated[tuple[str, ...], AfterValidator(_cidrs)]
 Labels = Annotated[tuple[str, ...], AfterValidator(_labels)]
+PortNumber = Annotated[int, Field(ge=1, le=65535)]
 Annotations = Annotated[dict[str, str], AfterValidator(_annotations)]
 Reference = Annotated[str | None, AfterValidator(_reference)]
 
@@ -615,13 +616,29 @@ class KubernetesSettings(_Model):
         default=(), description="Networks outside the cluster that may use the pools."
     )
     api_server_cidrs: Cidrs = Field(
-        default=(), description="Where the API server is; anywhere (ports 443, 6443) if unset."
+        default=(), description="Where the API server is; anywhere if unset."
+    )
+    api_server_ports: Annotated[tuple[PortNumber, ...], Field(min_length=1)] = Field(
+        default=(443, 6443),
+        description="The API server's own port, and its Service's: a policy may look before or "
+        "after that one is translated.",
+    )
+    dns_namespaces: Labels = Field(
+        default=("kube-system",), description="Where the cluster's DNS runs."
+    )
+    dns_cidrs: Cidrs = Field(
+        default=("169.254.20.10/32",),
+        description="Where else it answers: a machine's own cache, by convention there or, with "
+        "kube-proxy in iptables mode, on the DNS Service's address.",
+    )
+    dns_ports: Annotated[tuple[PortNumber, ...], Field(min_length=1)] = Field(
+        default=(53,), description="The port of its pods (OpenShift: 5353) and of its Service."
     )
     s3_cidrs: Cidrs = Field(
         default=(),
         description="Where S3 is (and, with web-id, the cloud's token service); anywhere if unset.",
     )
-    s3_ports: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = Field(
+    s3_ports: tuple[PortNumber, ...] = Field(
         default=(), description="Ports of S3's pods, where S3 is a Service that maps its port."
     )
 

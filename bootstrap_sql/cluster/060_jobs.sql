@@ -4,8 +4,8 @@
 --
 -- pg_cron alone starts a job when the clock says so on whoever is primary then. A failover across
 -- that moment loses the run; one right after it may repeat the run. So:
---   * elsa_jobs.job lists every job of the cluster, the same rows in every database; the next
---     file schedules them in pg_cron under their own names, for DBAs to see in cron.job;
+--   * elsa_jobs.job lists every job of the cluster, the same rows in every database; file
+--     090_cron schedules them in pg_cron under their own names, for DBAs to see in cron.job;
 --   * what pg_cron runs is elsa_jobs.run_due(job). It claims the slot (02:00 today, not "now") in
 --     elsa_jobs.run, in the same transaction as the job's own work. The primary key allows one
 --     row per slot, and a failover keeps either both, row and work, or neither;
@@ -495,7 +495,7 @@ WHEN NOT MATCHED BY SOURCE THEN
 COMMENT ON SCHEMA elsa_jobs IS
 'Scheduled jobs and the ledger that runs each slot exactly once.';
 COMMENT ON TABLE elsa_jobs.job IS
-'Every scheduled job of the cluster, the same rows in each database; cluster/061_cron.sql schedules them.';
+'Every scheduled job of the cluster, the same rows in each database; cluster/090_cron.sql schedules them.';
 COMMENT ON COLUMN elsa_jobs.job.database IS 'The database the job runs in.';
 COMMENT ON COLUMN elsa_jobs.job.name IS 'The job''s name, unique in its database.';
 COMMENT ON COLUMN elsa_jobs.job.schedule IS 'When it runs, in cron''s notation, UTC.';

@@ -295,11 +295,12 @@ def _poolers(settings: Settings) -> tuple[Unit, ...]:
         Unit(
             name=name,
             image="pgbouncer",
-            command=("pgbouncer", f"{CONFIG_DIR}/pgbouncer.ini"),
+            command=("all-files", "pgbouncer", f"{CONFIG_DIR}/pgbouncer.ini"),
             aliases=(name, "pgbouncer"),
             tmpfs=("/tmp", "/run/pgbouncer"),
             ports=(Port(POOL_PORT, settings.docker.pool_port + index),),
-            memory_mb=256,
+            # An idle client by TLS takes 33 KiB, its sockets included; 64 for those that work.
+            memory_mb=max(256, 64 + settings.pooler.max_client_conn // 16),
             reload_signal="SIGHUP",
             # SIGINT lets running transactions end.
             stop_signal="SIGINT",

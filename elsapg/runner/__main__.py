@@ -34,7 +34,7 @@ _TASKS: dict[str, Callable[[], int]] = {
     "schedule": lambda: schedule.run(Config.load()),
 }
 _ANSWERS: dict[str, Callable[[argparse.Namespace], str]] = {
-    "backup": lambda given: backup.backup(Config.load(), given.kind),
+    "backup": lambda given: backup.backup(Config.load(), given.kind, expire=given.expire),
     "backup-info": lambda _: json.dumps(backup.info(Config.load())),
     "check": lambda _: json.dumps(check.check(Config.load()).as_json()),
     "drill": lambda _: json.dumps(drill.drill(Config.load()).as_json()),
@@ -51,6 +51,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     made = {name: commands.add_parser(name) for name in (*_TASKS, *_ANSWERS, *_POINTS)}
     made["backup"].add_argument("kind", choices=("full", "diff", "incr"))
+    made["backup"].add_argument("--no-expire", action="store_false", dest="expire")
     made["dump"].add_argument("--plain", action="store_true", default=None)
     made["dump"].add_argument("--accept-smaller", action="store_true")
     for name in _POINTS:

@@ -17,6 +17,7 @@ from elsapg.runner.pgbackrest import Repository, RepositoryError
 Kind = Literal["full", "diff", "incr"]
 _IN_THE_WAY = "is not later than latest backup label"
 _STANDBY_LATE = "timeout before standby"
+_FROM_PRIMARY = "--no-backup-standby"
 
 
 def info(config: Config) -> dict[str, Any]:
@@ -34,8 +35,9 @@ def in_repository(told: dict[str, Any], number: int) -> list[dict[str, Any]]:
     return [b for b in told.get("backup", []) if b.get("database", {}).get("repo-key", 1) == number]
 
 
-def backup(config: Config, kind: Kind) -> str:
-    """Take a backup of the kind into every repository; returns the first one's label.
+def backup(config: Config, kind: Kind, *, expire: bool = True) -> str:
+    """Take a backup of the kind into every repository; returns the first one's label. With
+    `expire`, those that nobody has to keep any more go.
 
     One that cannot be reached does not keep the others from theirs.
     """
@@ -45,7 +47,7 @@ def backup(config: Config, kind: Kind) -> str:
         try:
             # Of an S3 that is away a look tells in seconds, a backup after minutes.
             one.info()
-            _take(one, kind)
+            _take(one, kind, *([] if expire else ["--no-expire-auto"]))
         except RepositoryError as error:
             several = config.repositories > 1
             failures.append(f"repository {number}: {error}" if several else str(error))
@@ -65,9 +67,9 @@ def _take(one: Repository, kind: Kind, *options: str) -> None:
     try:
         one.run(f"--type={kind}", *options, "backup")
     except RepositoryError as error:
-        if _STANDBY_LATE in str(error) and not options:
+        if _STANDBY_LATE in str(error) and _FROM_PRIMARY not in options:
             say("no standby came to where the backup starts: copying from the primary")
-            _take(one, kind, "--no-backup-standby")
+            _take(one, kind, *options, _FROM_PRIMARY)
         elif _IN_THE_WAY in str(error) and kind != "full":
             _take(one, "full", *options)
         else:

@@ -4,14 +4,20 @@ Without an order it is made empty; but never beside an archive that holds backup
 the volumes wants them back, and a new cluster could not archive there. With an order
 (/etc/elsapg/recovery.json: from `up`, or on kubernetes from the stack's file) it is recovered from
 the repository, the stack's own or another one's (/etc/elsapg/source.conf), which is only ever read.
+
+Killed in the middle, it would leave Patroni something worse than nothing: its word in the DCS that
+somebody makes the cluster, for which all nodes wait, and data that looks like a database's and has
+but a part of the WAL, which Patroni would open. `again` clears both away, before Patroni starts.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,6 +35,9 @@ DATA = FOLDER / "data"
 WORK = FOLDER / "elsapg-restore"
 CONFIG = Path("/etc/elsapg")
 NOTE = FOLDER / "elsapg-recovered.json"
+# There while a node's data is being made; that data then lies aside until it is gone on with.
+BEGUN = FOLDER / "elsapg-founding"
+ASIDE = FOLDER / "data.unfinished"
 ORDER = CONFIG / "recovery.json"
 SOURCE = CONFIG / "source.conf"
 # S3 may be starting as well; and a Secret takes a minute to reach a pod that runs.
@@ -116,6 +125,8 @@ def empty() -> None:
             "database set archive.prefix to an unused one"
         )
     settings = _patroni()
+    if ASIDE.exists():
+        _forget(ASIDE)
     words = ["initdb", "--pgdata", str(DATA), "--username=postgres"]
     for option in settings["bootstrap"]["initdb"]:
         if isinstance(option, dict):
@@ -160,6 +171,10 @@ def recover(wanted: dict[str, Any]) -> None:
     patient_info(repository)
     found = plan(repository, wanted)
     say(f"recovering to {found.value or 'the end'} from backup {found.backup}")
+    if ASIDE.exists():
+        say("going on with what an attempt that was killed has fetched")
+        ASIDE.rename(DATA)
+        recovery.stop(DATA)
     DATA.mkdir(mode=0o700, exist_ok=True)
     recovery.fetch(repository, found, DATA, WORK, say, _never)
     minimum = _patroni()["bootstrap"]["dcs"]["postgresql"]["parameters"]
@@ -182,6 +197,54 @@ def recover(wanted: dict[str, Any]) -> None:
     say(f"recovered to {reached.lsn}, last commit {reached.last_commit}; timeline {line}")
 
 
+def again() -> None:
+    """What a predecessor that was killed has left, out of Patroni's sight. Only if there was one:
+    whatever else lies in the data directory, or stands in the DCS, is not ours to judge.
+
+    Raises DeploymentError when the DCS does not answer.
+    """
+    if not BEGUN.exists():
+        return
+    say("an attempt to make this node's data was killed; it is made again")
+    if DATA.exists():
+        if ASIDE.exists():
+            _forget(ASIDE)
+        DATA.rename(ASIDE)
+    _withdraw()
+    BEGUN.unlink()
+
+
+def _forget(unfinished: Path) -> None:
+    """Remove it, with the WAL that it has on another volume."""
+    wal = unfinished / "pg_wal"
+    if wal.is_symlink() and wal.resolve().is_dir():
+        for entry in wal.resolve().iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    shutil.rmtree(unfinished)
+
+
+def _withdraw() -> None:
+    """Take back in the DCS that this node makes the cluster; not what another one has said."""
+    # Only the postgres image has it.
+    from patroni.config import Config  # type: ignore[import-not-found]  # noqa: PLC0415
+    from patroni.dcs import get_dcs  # type: ignore[import-not-found]  # noqa: PLC0415
+    from patroni.exceptions import DCSError  # type: ignore[import-not-found]  # noqa: PLC0415
+
+    # As patronictl asks: once, without watching.
+    settings = {**Config(str(CONFIG / "patroni.yml"), validator=None).copy(), "patronictl": True}
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            dcs = get_dcs(settings)
+            if dcs.get_cluster().initialize == "":
+                dcs.cancel_initialization()
+            return
+        except DCSError as error:
+            if time.monotonic() > deadline:
+                raise DeploymentError(f"Patroni's DCS does not answer: {error}") from None
+        time.sleep(1)
+
+
 def _patroni() -> dict[str, Any]:
     # Only the postgres image has it, where Patroni needs it.
     import yaml  # noqa: PLC0415
@@ -193,19 +256,27 @@ def _never() -> bool:
     return False
 
 
-def main() -> int:
-    """Entry of the `found-cluster` command in the postgres image."""
-    wanted = order()
+def main(words: Sequence[str]) -> int:
+    """Entry of the `found-cluster` command in the postgres image: `found-cluster [again]`."""
     try:
+        if words:
+            again()
+            return 0
+        BEGUN.touch()
+        wanted = order()
         if wanted is None:
             empty()
         else:
             recover(wanted)
     except (ElsapgError, TimeoutError, psycopg.Error, OSError) as error:
         say(f"error: {' '.join(str(error).split())}")
+        if not words:
+            # Patroni hears of it, and clears up itself.
+            BEGUN.unlink(missing_ok=True)
         return 1
+    BEGUN.unlink()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -121,15 +121,24 @@ def _judged(
 def _backups(
     config: Config, info: dict[str, Any], number: int, since: float | None, now: float
 ) -> list[str]:
-    """Whether a backup is late in one of the repositories."""
+    """Whether a backup is late in one of the repositories; and one of the kind that all others
+    rest on, for without it nothing expires, and one old backup holds everything."""
     made = backup.in_repository(info, number)
-    due = max(_due(words, now) for words in config.schedules.values())
-    last = max((float(b["timestamp"]["start"]) for b in made), default=0.0)
-    if not overdue(due, last, since):
-        return []
     where = f" in repository {number}" if config.repositories > 1 else ""
-    was = f"the last one is of {_utc(last)}" if last else "there is none"
-    return [f"a backup was due {_utc(due)}{where}, {was}; `elsapg backup now` takes one"]
+    found = []
+    for kind, words in config.schedules.items():
+        full = kind == "full"
+        enough = [b for b in made if not full or b["type"] == "full"]
+        due, last = (
+            _due(words, now),
+            max((float(b["timestamp"]["start"]) for b in enough), default=0.0),
+        )
+        if overdue(due, last, since):
+            was = f"the last one is of {_utc(last)}" if last else "there is none"
+            name, flag = ("full backup", " --type full") if full else ("backup", "")
+            way_out = f"`elsapg backup now{flag}` takes one, or says why not"
+            found.append(f"a {name} was due {_utc(due)}{where}, {was}; {way_out}")
+    return found
 
 
 def _due(words: str, now: float) -> float:

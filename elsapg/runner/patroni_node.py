@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -71,6 +72,10 @@ def main() -> None:
     """Patroni's own command line."""
     # Here, for the unit tests are run where there is no Patroni.
     from patroni import __main__ as program  # type: ignore[import-not-found]  # noqa: PLC0415
+
+    # In a process of its own: what it asks the DCS with must not stay in this one.
+    if code := subprocess.run(["found-cluster", "again"], check=False).returncode:
+        sys.exit(code)
 
     class Node(program.Patroni):  # type: ignore[misc]
         def __init__(self, config: Any) -> None:

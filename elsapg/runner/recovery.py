@@ -115,7 +115,8 @@ def _links() -> list[str]:
 
 def _full(data: Path) -> bool:
     """Whether there is no room for another segment. What tools say of a full disk is less sure."""
-    return shutil.disk_usage(data).free < SEGMENT_BYTES
+    disks = (data, *([WAL.parent] if WAL.parent.is_dir() else []))
+    return any(shutil.disk_usage(disk).free < SEGMENT_BYTES for disk in disks)
 
 
 def _without_recovery_settings(path: Path) -> None:

@@ -167,7 +167,12 @@ class Node:
 
     def begin(self, order: dict[str, Any]) -> dict[str, Any]:
         """Write the journal and pause Patroni on every node."""
+        self.journal.remove()
         self.journal.write(stage="begun", node=self.me, **order)
+        return self.pause({})
+
+    def pause(self, _order: dict[str, Any]) -> dict[str, Any]:
+        """Pause Patroni on every node, if somebody has let it go on meanwhile."""
         self._patch({"pause": True})
         names = [self.me, *peers(self.me)]
 
@@ -321,8 +326,8 @@ def _streams(member: Member | None, line: int) -> bool:
 STEPS: dict[str, Callable[[Node, dict[str, Any]], dict[str, Any]]] = {
     step.__name__: step
     for step in (
-        Node.look, Node.check, Node.begin, Node.stop, Node.save, Node.fetch, Node.recover,
-        Node.open, Node.reinit, Node.resume, Node.end, Node.note,
+        Node.look, Node.check, Node.begin, Node.pause, Node.stop, Node.save, Node.fetch,
+        Node.recover, Node.open, Node.reinit, Node.resume, Node.end, Node.note,
     )
 }  # fmt: skip
 

@@ -52,9 +52,12 @@ def _utc(seconds: int) -> str:
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat()
 
 
-def now(deployment: Deployment, kind: Kind) -> str:
-    """Take a backup and return its label. Raises UnhealthyError with pgBackRest's words."""
-    return deployment.runner("backup", kind).strip()
+def now(deployment: Deployment, kind: Kind, *, expire: bool = True) -> str:
+    """Take a backup and return its label; with `expire`, what is older than it has to be goes.
+
+    Raises UnhealthyError with pgBackRest's words.
+    """
+    return deployment.runner("backup", kind, *([] if expire else ["--no-expire"])).strip()
 
 
 def as_json(found: list[Backup]) -> str:

@@ -143,10 +143,13 @@ def recover(
     if begun is None:
         _refuse_data(root, stack, order)
     if begun is not None and begun != order:
-        raise UsageError(
-            f"stack {stack!r} is on its way to {begun.to}: run that again to its end, or "
-            f"`elsapg destroy --stack {stack}` what there is of it"
-        )
+        if _has_nodes(root, stack):
+            raise UsageError(
+                f"stack {stack!r} is on its way to {begun.to}: run that again to its end; from "
+                "there `elsapg restore` goes to another moment"
+            )
+        # Refused before anything was made of it.
+        begun = None
     if not known and keys is None and order.source is None:
         raise UsageError(
             f"nothing here knows the keys of stack {stack!r}: add --keys FILE with what `elsapg "
@@ -161,17 +164,36 @@ def recover(
     if order.source is None and keys is not None:
         # They win over those that an attempt with the wrong ones has left in the state.
         lifecycle.unprotect()
-    write_private(Places(root).recovery(stack), json.dumps(asdict(order)))
+    note = Places(root).recovery(stack)
+    if begun is None:
+        write_private(note, json.dumps(asdict(order)))
     lifecycle.program = functools.partial(_program, recovery=recovery, keys=keys)
-    lifecycle.up(yes=yes)
+    # What is lost is what the state still believes in.
+    lifecycle.up(yes=yes, refresh=True)
     # The order, and whatever opens another stack's repository, goes out of it again.
     lifecycle.program = our_program
     lifecycle.up(yes=True)
     deployment = Deployment(root, stack)
-    found = _recovered(deployment)
+    # Clocks of one machine; on kubernetes the nodes have their own.
+    found = _recovered(deployment, 0 if deployment.pods else int(note.stat().st_mtime))
+    if found is None:
+        note.unlink()
+        raise UnhealthyError(
+            f"stack {stack!r} runs with the data that it had, and nothing was recovered: "
+            f"--from-backup is for a stack whose data is lost; `elsapg restore --stack {stack}` "
+            "goes back in place"
+        )
     catch_up(deployment, deployment.primary())
-    Places(root).recovery(stack).unlink(missing_ok=True)
+    note.unlink(missing_ok=True)
     return found
+
+
+def _has_nodes(root: Path, stack: str) -> bool:
+    deployment = Deployment(root, stack)
+    try:
+        return any(node in deployment.hosts.states() for node in deployment.nodes)
+    except NotDeployedError:
+        return False
 
 
 def _program(
@@ -249,12 +271,12 @@ def _source(root: Path, clone: str, stack: str) -> tuple[Source, dict[str, Any]]
     return source, {"encryption_keys": dict(found["encryption_keys"]["keys"])}
 
 
-def _recovered(deployment: Deployment) -> dict[str, Any]:
-    """Where the first node came out, as it noted."""
+def _recovered(deployment: Deployment, since: int) -> dict[str, Any] | None:
+    """Where the first node came out, as it noted `since` then (seconds); None if none has."""
+    script = "cd /var/lib/postgresql; stat -c %Y $0 2>/dev/null && cat $0 || true"
     for node in deployment.nodes:
-        done = deployment.hosts.run(
-            node, "sh", "-c", "cat /var/lib/postgresql/elsapg-recovered.json 2>/dev/null || true"
-        )
-        if done.output.strip():
-            return dict(json.loads(done.output))
-    raise UnhealthyError(f"stack {deployment.stack!r} runs, but no node of it came out of a backup")
+        done = deployment.hosts.run(node, "sh", "-c", script, "elsapg-recovered.json")
+        written, _, text = done.output.partition("\n")
+        if text.strip() and int(written) >= since:
+            return dict(json.loads(text))
+    return None

@@ -188,9 +188,11 @@ class Restore:
         node = str(journal["node"])
         places = Places(self._deployment.root)
         with lock.hold(places.lock(self._stack), self._stack, "restore"):
-            self._step(node, "open")
+            if journal.get("before"):
+                self._step(node, "open")
+            # Without a primary nobody leads before Patroni may choose.
             self._step(node, "resume")
-            self._step(node, "end")
+            self._end(node)
         return str(journal["target"])
 
     def _resumed(self, request: Request, journal: dict[str, Any]) -> Prepared:
@@ -206,7 +208,12 @@ class Restore:
             return Prepared(request, journal["plan"], node, None, before, journal["stage"], journal)
         if request.target is None:
             request = _as_begun(request, journal)
-        plan = self.plan(request, before.get("now"))
+        if same:
+            # On the line that was planned: the archive has gone on since, and S3's clock with it.
+            line = int(journal["plan"]["timeline"])
+            plan = self.plan(replace(request, timeline=line), before.get("now"))
+        else:
+            plan = self.plan(request, None)
         return Prepared(request, plan, node, None, before, "again", journal)
 
     def _primary(self) -> str | None:
@@ -240,7 +247,7 @@ class Restore:
                 self._step(prepared.node, "resume")
         trouble = trouble or _attempt(finish.tasks)
         journal = self.unfinished() or {}
-        self._step(prepared.node, "end")
+        self._end(prepared.node)
         return Restored(
             target=str(journal.get("target", prepared.request.target or "latest")),
             backup=prepared.plan["backup"],
@@ -261,7 +268,8 @@ class Restore:
             return
         if prepared.request.save:
             self._say("taking an incremental backup first, so that this can be undone")
-            self._say(f"backup {backups.now(self._deployment, 'incr')}")
+            # It may not expire the oldest history: that may be what is wanted back.
+            self._say(f"backup {backups.now(self._deployment, 'incr', expire=False)}")
 
     def _go_back(self, prepared: Prepared) -> None:
         node, request = prepared.node, prepared.request
@@ -277,12 +285,14 @@ class Restore:
                 "timeline": request.timeline,
                 "backup": request.backup,
                 "before": prepared.before,
+                # Together with its target, whose line it says.
+                "plan": prepared.plan,
                 "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             },
         )
-        states = self._deployment.hosts.states()
-        others = [n for n in self._deployment.nodes if n != node and n in states]
-        for name in (node, *(n for n in others if states[n].state == "running")):
+        if prepared.how == "again":
+            self._step(node, "pause")
+        for name in (node, *(n for n in self._running_nodes() if n != node)):
             self._say(f"stopping PostgreSQL on {name}")
             self._step(name, "stop")
             if prepared.how == "new" and prepared.primary is None:
@@ -347,14 +357,19 @@ class Restore:
             self._step(prepared.node, "open")
 
     def _standbys(self, prepared: Prepared, *, wait: bool) -> None:
-        states = self._deployment.hosts.states()
-        nodes = [
-            n
-            for n in self._deployment.nodes
-            if n != prepared.node and n in states and states[n].state == "running"
-        ]
+        nodes = [n for n in self._running_nodes() if n != prepared.node]
         if nodes:
             self._step(prepared.node, "reinit", {"nodes": nodes, "wait": wait})
+
+    def _end(self, node: str) -> None:
+        """Nobody remembers it; nor one that was begun from another node, and not gone on with."""
+        others = [n for n in self._running_nodes() if n != node]
+        for name in (*others, node):
+            self._step(name, "end")
+
+    def _running_nodes(self) -> list[str]:
+        states = self._deployment.hosts.states()
+        return [n for n in self._deployment.nodes if n in states and states[n].state == "running"]
 
     def _step(self, node: str, step: str, order: dict[str, Any] | None = None) -> dict[str, Any]:
         return run_step(self._deployment, node, step, order or {}, self._say)
@@ -443,8 +458,21 @@ def unfinished(deployment: Deployment) -> dict[str, Any] | None:
                 node, "sh", "-c", "cat /var/lib/postgresql/elsapg-restore.json 2>/dev/null || true"
             )
             with contextlib.suppress(ValueError):
-                return dict(json.loads(done.output))
+                journal = dict(json.loads(done.output))
+                if journal["stage"] == "open" or _paused(deployment):
+                    return journal
     return None
+
+
+def _paused(deployment: Deployment) -> bool:
+    """Whether nobody may lead: so it is from a restore's begin until its new primary has been
+    opened. Without it a journal is that of a node that was away while others were gone on with.
+    """
+    try:
+        return bool(deployment.patroni("/cluster").get("pause"))
+    except UnhealthyError:
+        # Then nobody leads either.
+        return True
 
 
 # The catch-ups' own slot as well: nobody else makes up for it, and it is overdue in ten minutes.

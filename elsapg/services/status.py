@@ -123,6 +123,12 @@ def _restore(deployment: Deployment, status: Status) -> None:
             f"{journal['stage']}: if nobody works on it, `elsapg restore --stack "
             f"{deployment.stack}` goes on with it; until then nothing fails over"
         )
+    elif deployment.patroni("/cluster").get("pause"):
+        node = deployment.any_node()
+        status.problems.append(
+            "Patroni is paused, by hand or by a restore whose node is away: nothing fails over; "
+            f"`{deployment.hosts.shell(node, *_PATRONICTL, 'resume', t.SCOPE)}` ends that"
+        )
 
 
 def _nodes(deployment: Deployment, status: Status) -> None:
@@ -175,10 +181,10 @@ def _nodes(deployment: Deployment, status: Status) -> None:
 
 def _patronictl(deployment: Deployment, node: str, command: str, *options: str) -> str:
     """What a person types to have Patroni do something with a node."""
-    words = ("patronictl", "-c", f"{t.CONFIG_DIR}/patroni.yml", command, t.SCOPE, node, *options)
-    return deployment.hosts.shell(node, *words)
+    return deployment.hosts.shell(node, *_PATRONICTL, command, t.SCOPE, node, *options)
 
 
+_PATRONICTL = ("patronictl", "-c", f"{t.CONFIG_DIR}/patroni.yml")
 # Npgsql gives up after 15 s.
 _WAIT_S = 5
 _ACTIVITY = (
@@ -235,19 +241,23 @@ def _backup(deployment: Deployment, status: Status) -> None:
 
 def _disk(deployment: Deployment, status: Status, node: str) -> None:
     # Not PGDATA itself: it may have been moved away for a restore.
-    done = deployment.hosts.run(node, "df", "-Pk", t.PGDATA.rpartition("/")[0])
+    folders = {t.PGDATA.rpartition("/")[0]: "disk"}
+    if deployment.settings.postgres.wal_volume_size:
+        folders[t.WAL_MOUNT] = "disk for WAL"
+    done = deployment.hosts.run(node, "df", "-Pk", *folders)
     # A container that is just being stopped may say nothing at all.
-    *_, last = ["", *done.output.splitlines()]
-    words = last.split() if done.code == 0 else []
-    if len(words) < 6 or not words[4].removesuffix("%").isdigit():
+    lines = done.output.splitlines()[-len(folders) :] if done.code == 0 else []
+    found = [words for line in lines if len(words := line.split()) >= 6]
+    if len(found) < len(folders) or not all(w[4].removesuffix("%").isdigit() for w in found):
         status.problems.append(f"{node}: its disk cannot be looked at: {done.output.strip()[:200]}")
         return
-    status.disks[node] = int(words[4].removesuffix("%"))
-    if status.disks[node] >= DISK_PERCENT:
-        status.problems.append(
-            f"the disk of {node} is {words[4]} full, {int(words[3]) // 1024} MiB are left: a full "
-            "disk stops the database (docs/runbook.md, 'The disk fills up')"
-        )
+    status.disks[node] = max(int(words[4].removesuffix("%")) for words in found)
+    status.problems += [
+        f"the {name} of {node} is {words[4]} full, {int(words[3]) // 1024} MiB are left: a full "
+        "disk stops the database (docs/runbook.md, 'The disk fills up')"
+        for name, words in zip(folders.values(), found, strict=True)
+        if int(words[4].removesuffix("%")) >= DISK_PERCENT
+    ]
 
 
 def _recovery(deployment: Deployment, status: Status) -> None:

@@ -129,6 +129,7 @@ section cmdline; grep -as '' /proc/[0-9]*/cmdline | tr '\000' ' '
 section environ; grep -as '' /proc/[0-9]*/environ | tr '\000' '\n'
 section executable
 for p in /proc/[0-9]*; do printf '%s %s\n' "${p#/proc/}" "$(readlink "$p/exe")"; done
+section open_files; sed -n 's/^Max open files *\([0-9]*\).*/\1/p' /proc/1/limits
 section mounts; cat /proc/1/mounts
 section files; find /etc/elsapg -printf '%y %m %U %G %p\n'
 section packages; dpkg-query -W -f '${Package} ${Version} ${db:Status-Status}\n'
@@ -180,6 +181,7 @@ class Unit:
     host: Any
     processes: tuple[Process, ...]
     environ: str
+    open_files: int
     mounts: tuple[str, ...]
     files: tuple[FileFact, ...]
     packages: Mapping[str, str]
@@ -224,6 +226,7 @@ def read_unit(name: str, host: Any) -> Unit:
         host=host,
         processes=processes,
         environ=parts["environ"],
+        open_files=int(parts["open_files"]),
         mounts=tuple(parts["mounts"].splitlines()),
         files=tuple(files),
         packages={p[0]: p[1] for p in packages if p[2:] == ["installed"]},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 
+from elsapg import sums
 from elsapg.definition import topology as t
 from tests.infra.facts import Facts, judge, none, same, unjudged
 
@@ -16,6 +17,8 @@ ROLES = (
     "elsa_migrator",
     "monitoring",
 )
+# Its log, sockets, epoll and such.
+OWN_FILES = 20
 AGAIN = "run `elsapg up`, which sets PgBouncer and the passwords again"
 
 
@@ -31,6 +34,20 @@ def test_nothing_is_paused(facts: Facts, pooler: str) -> None:
             ),
         ],
         "RESUME (or ENABLE) on the console of that pooler; a planned switchover resumes by itself",
+    )
+
+
+def test_it_may_open_enough_files(facts: Facts, pooler: str) -> None:
+    """Each client is one, and each connection to a server."""
+    settings = facts.deployment.settings
+    servers = sums.pool_connections(settings) // sums.pools_at_once(settings)
+    needs = settings.pooler.max_client_conn + servers + OWN_FILES
+    has = facts.unit(pooler).open_files
+    judge(
+        has >= needs,
+        f"{pooler} may open {has} files, and needs {needs} for pooler.max_client_conn",
+        f"the machine's hard limit for containers (nofile) must be {needs} or more; then make "
+        f"{pooler} anew",
     )
 
 

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from elsapg import process
 from elsapg.services import status
 from elsapg.services.deployment import Deployment
 from tests.chaos.faults import Faults, wait_for
@@ -103,6 +104,24 @@ def test_accident(filled: Deployment, doors: Access) -> None:
     assert sums(deployment) == before
 
 
+def _one_that_was_away(deployment: Deployment) -> None:
+    """A node comes back with the journal of a restore that others have gone on with: to go on with
+    that would take all of them back once more. And a pause of which no journal tells is told."""
+    node = next(n for n in deployment.nodes if n != deployment.primary())
+    journal = '{"stage": "fetching", "target": "latest", "since": "yesterday", "node": "pg-2"}'
+    path = "/var/lib/postgresql/elsapg-restore.json"
+    assert deployment.hosts.run(node, "sh", "-c", f"echo '{journal}' >{path}").code == 0
+    assert status.gather(deployment).problems == []
+    assert "no restore of stack" in restore(deployment, "--no-check", code=2)
+    deployment.hosts.run(node, "rm", path)
+    ctl = ("patronictl", "-c", "/etc/elsapg/patroni.yml")
+    assert deployment.hosts.run(node, *ctl, "pause", "--wait", "elsa").code == 0
+    [told] = status.gather(deployment).problems
+    assert "nothing fails over" in told
+    process.run(shlex.split(told.split("`")[1]), timeout=60)
+    wait_for(lambda: not status.gather(deployment).problems, "Patroni goes on", 60)
+
+
 def test_killed_at_every_step(filled: Deployment, doors: Access, faults: Faults) -> None:
     """SIGKILL to the command at each of its steps, and S3 away in the middle and at the end; run
     again, it ends as if nothing had been.
@@ -119,6 +138,7 @@ def test_killed_at_every_step(filled: Deployment, doors: Access, faults: Faults)
     told = restore(deployment, "--abandon")
     assert "is given up" in told
     wait_for(lambda: not status.gather(deployment).problems, "all as it was", 120, 1)
+    _one_that_was_away(deployment)
     restore_killed(deployment, "fetching", *first)
     found = status.gather(deployment)
     assert any("a restore to" in problem for problem in found.problems), found.problems

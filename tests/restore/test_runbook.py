@@ -6,15 +6,18 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from elsapg import stackfile
+from elsapg.definition import topology as t
 from elsapg.services import rescue
 from elsapg.services.deployment import Deployment
 from elsapg.services.places import Places
 from elsapg.targets.docker import daemon as d
+from tests.chaos.faults import wait_for
 from tests.restore.commands import iso
 from tests.restore.data import DATABASE, archived, clock, sums
 from tests.restore.page import commands, follow
@@ -108,6 +111,57 @@ def test_the_machine_is_gone(filled: Deployment, tmp_path: Path) -> None:
 
     # The right keys win over what the attempt with the wrong ones has left.
     values = {"ELSAPG_STACK": stack, "KEYS": str(keys)}
-    told = follow([*commands(""), *commands("The machine is gone")], values)
+    with ThreadPoolExecutor(2) as killers:
+        killed = [killers.submit(_kill_while_it_recovers, deployment, n) for n in deployment.nodes]
+        told = follow([*commands(""), *commands("The machine is gone")], values)
     assert "is back, from backup" in told
     assert sums(deployment) == before
+    # Half-way its data looked like a database's, and Patroni would have opened it.
+    [log] = [text for one in killed if (text := one.result())]
+    assert "an attempt to make this node's data was killed; it is made again" in log
+
+
+_WHILE_IT_RECOVERS = f"""
+cd /var/lib/postgresql
+for n in $(seq 6000); do
+  [ ! -e test-killed ] || exit 0
+  if [ -e elsapg-founding ] && [ -e data/global/pg_control ]; then
+    : > test-killed
+    # Process 1 ends with the one that it forked; and with it all others.
+    for f in /proc/[0-9]*; do
+      p=${{f#/proc/}}
+      [ $p = 1 ] || [ $p = $$ ] || case $(tr '\\0' ' ' < $f/cmdline 2>/dev/null) in
+      *python*patroni*{t.CONFIG_DIR}/patroni.yml*) kill -KILL $p ;;
+      esac
+    done
+  elif [ ! -e elsapg-founding ] && [ -e data/global/pg_control ]; then
+    exit 1
+  fi
+  sleep 0.02
+done
+"""
+
+
+def _kill_while_it_recovers(deployment: Deployment, node: str) -> str:
+    """Kill the node once, after its data was fetched and before it is a database; then its log, as
+    soon as that says that it goes on.
+
+    "" for the other node, which is made from the first one.
+    """
+
+    def done() -> bool:
+        return deployment.hosts.run(node, "sh", "-c", _WHILE_IT_RECOVERS, timeout=150).code < 2
+
+    wait_for(done, f"{node} has its data", 300, pause=0.05)
+    # It may be on its way back: that is an error, and asked again.
+    mark = ("rm", "/var/lib/postgresql/test-killed")
+    [code] = wait_for(lambda: [deployment.hosts.run(node, *mark).code], f"{node} runs", 60)
+    if code:
+        return ""
+
+    def goes_on() -> str:
+        with d.daemon() as client:
+            log = client.containers.get(deployment.hosts.physical(node)).logs().decode()
+        return log if "going on with what an attempt that was killed has fetched" in log else ""
+
+    return str(wait_for(goes_on, f"{node} goes on", 120))

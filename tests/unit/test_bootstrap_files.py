@@ -288,6 +288,13 @@ def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
         migration(path, "a")
 
 
+def test_no_job_starts_before_what_it_calls_is_there() -> None:
+    """A minute may begin while the bootstrap runs."""
+    last = read_tree(ROOT).cluster[-1]
+    assert last.after_migrations
+    assert any("cron.schedule_in_database" in statement.text for statement in last.statements)
+
+
 def test_the_products_own_files_are_readable() -> None:
     tree = read_tree(ROOT)
     assert tree.cluster

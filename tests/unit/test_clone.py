@@ -207,7 +207,7 @@ def test_by_pulumi_it_comes_up_with_the_order_and_once_more_without(
     secrets.apply(root, "first", cluster=first)
     monkeypatch.setattr(source, "kubectl", lambda _: first)
     monkeypatch.setattr(rescue, "_known", lambda *_: False)
-    monkeypatch.setattr(rescue, "_recovered", lambda _: {"backup": "b"})
+    monkeypatch.setattr(rescue, "_recovered", lambda *_: {"backup": "b"})
     monkeypatch.setattr(Deployment, "primary", lambda _: "pg-1")
     life = Lifecycle(root, "second", Console(quiet=True))
     monkeypatch.setattr(life, "up", lambda **_: runs.append(life.program))

@@ -388,6 +388,18 @@ def test_a_gate_stays_until_its_pool_has_gone(psql: Path) -> None:
         assert process.wait(5) == 0
 
 
+# -- all-files -----------------------------------------------------------------------------
+
+
+def test_a_pool_may_open_what_the_machine_allows() -> None:
+    script = 'ulimit -Sn 300; exec "$0" sh -c "ulimit -Sn; ulimit -Hn"'
+    done = subprocess.run(
+        ["sh", "-c", script, BIN / "all-files"], capture_output=True, text=True, check=True
+    )
+    soft, hard = done.stdout.split()
+    assert soft == hard != "300"
+
+
 # -- gate ----------------------------------------------------------------------------------
 
 needs_socat = pytest.mark.skipif(not shutil.which("socat"), reason="socat is not on this machine")
@@ -441,6 +453,15 @@ def test_a_node_holds_a_pool_through_the_gate(psql: Path, pooler: Path, node: Pa
         connection.ask("resume", "resumed", 5)
         connection.close()
     assert asked(psql) == ["RESUME", "PAUSE", "RESUME"]
+
+
+@needs_socat
+def test_a_gate_that_was_killed_does_not_keep_its_pool(psql: Path, pooler: Path) -> None:
+    """SIGKILL runs no trap: pool-leave would wait for it, until the pod's grace is over."""
+    (Path(os.environ["ELSAPG_RUN_DIR"]) / "held.17").touch()
+    with gate(pooler):
+        pass
+    assert not (Path(os.environ["ELSAPG_RUN_DIR"]) / "held.17").exists()
 
 
 @needs_socat

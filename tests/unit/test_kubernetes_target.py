@@ -240,6 +240,61 @@ def test_what_a_reload_cannot_do_rolls_them(change: dict[str, Any]) -> None:
     assert template(nodes._stateful_set(place(change))) != template(nodes._stateful_set(place()))
 
 
+def test_what_runs_and_ends_displaces_nobody_and_blocks_nobody() -> None:
+    """A Job that cannot start would keep all later ones of its kind from it."""
+    important = place({"kubernetes": {"priority_class": "high"}})
+    files = files_for("runner", important.settings, fake_secrets(important.settings))
+    job = runner._cron_job(important, "dump", ("dump",), "0 2 * * *", files)
+    spec = job["spec"]["jobTemplate"]["spec"]
+    assert spec["activeDeadlineSeconds"] == t.LONG_S
+    pods = [spec["template"], runner.bootstrap_manifest(important)["spec"]["template"]]
+    assert not any("priorityClassName" in pod["spec"] for pod in pods)
+    assert template(nodes._stateful_set(important))["spec"]["priorityClassName"] == "high"
+
+
+def test_a_pool_has_memory_for_its_clients() -> None:
+    """33 KiB for an idle one by TLS, measured."""
+
+    def mebibytes(clients: int) -> int:
+        pool = next(u for u in t.units(settings({"pooler": {"max_client_conn": clients}}))
+                    if u.name == "pgbouncer-1")  # fmt: skip
+        return pool.memory_mb or 0
+
+    assert mebibytes(1000) == 256
+    for clients in (5000, 20_000, 100_000):
+        assert mebibytes(clients) * 1024 > 2 * 16 * clients + clients
+
+
+def test_a_cluster_may_have_its_dns_and_api_server_elsewhere() -> None:
+    openshift = {
+        "dns_namespaces": ["openshift-dns"],
+        "dns_ports": [53, 5353],
+        "dns_cidrs": ["172.30.0.10/32"],
+        "api_server_ports": [16443],
+    }
+    found = {m["metadata"]["name"]: m for m in network.policies(place({"kubernetes": openshift}))}
+    [rule] = found["dns"]["spec"]["egress"]
+    labels = {"kubernetes.io/metadata.name": "openshift-dns"}
+    assert rule["to"] == [
+        {"namespaceSelector": {"matchLabels": labels}},
+        {"ipBlock": {"cidr": "172.30.0.10/32"}},
+    ]
+    assert {(p["protocol"], p["port"]) for p in rule["ports"]} == set(
+        itertools.product(("UDP", "TCP"), (53, 5353))
+    )
+    for name in ("nodes-to-api-server", "runner-to-api-server"):
+        [rule] = found[name]["spec"]["egress"]
+        assert rule["ports"] == [{"protocol": "TCP", "port": 16443}]
+
+
+def test_a_load_balancer_leaves_the_clients_address_for_the_policy() -> None:
+    outside = {"pool_service_type": "LoadBalancer", "application_cidrs": ["10.1.0.0/16"]}
+    [service, _] = poolers._services(place({"kubernetes": outside}))
+    assert service["spec"]["externalTrafficPolicy"] == "Local"
+    [inside, _] = poolers._services(place())
+    assert "externalTrafficPolicy" not in inside["spec"]
+
+
 def test_pools_that_leave_slowly_do_so_one_after_the_other() -> None:
     """And have gone before Kubernetes kills them: after 5 s, in which they are still found, 60 for
     their clients, and what runs."""

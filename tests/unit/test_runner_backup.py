@@ -143,6 +143,13 @@ def test_a_backup_is_told_by_its_label(tool: Tool) -> None:
     assert tool.calls[1] == [*own, "--type=incr", "backup"]
 
 
+def test_one_that_is_to_keep_a_way_back_expires_nothing(tool: Tool) -> None:
+    """By the automatic expiry that follows a backup the history that is wanted back could go."""
+    tool.out = info("A")
+    backup.backup(CONFIG, "incr", expire=False)
+    assert tool.calls[1][-3:] == ["--type=incr", "--no-expire-auto", "backup"]
+
+
 @pytest.mark.parametrize(
     ("kind", "told", "taken"),
     [

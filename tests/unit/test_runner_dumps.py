@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import io
 import json
+from types import SimpleNamespace
 from typing import IO, Any
 
 import pytest
@@ -215,6 +216,30 @@ def test_what_is_due_now_does_not_hide_what_was_missed(
     now = moment("12-04T00:00") + hour * 3600
     texts = health._judged("check", "0 4 * * *", moment(done), moment("11-01T00:00"), {}, now)
     assert [f"was due 2026-{due}Z" in text for text in texts] == ([True] if due else [])
+
+
+@pytest.mark.parametrize(
+    ("full", "incremental", "late"),
+    [
+        ("11-29T01:05", "12-04T01:05", []),
+        # Each night's hides nothing of the week's that everything rests on.
+        ("11-22T01:05", "12-04T01:05", ["a full backup was due 2026-11-29 01:00Z"]),
+        ("11-29T01:05", "12-02T01:05", ["a backup was due 2026-12-04 01:00Z"]),
+    ],
+)
+def test_each_kind_of_backup_is_missed_by_itself(
+    full: str, incremental: str, late: list[str]
+) -> None:
+    def made(kind: str, text: str) -> dict[str, Any]:
+        return {"type": kind, "timestamp": {"start": moment(text)}}
+
+    def moment(text: str) -> float:
+        return datetime.datetime.fromisoformat(f"2026-{text}+00:00").timestamp()
+
+    config = SimpleNamespace(schedules={"full": "0 1 * * 0", "incr": "0 1 * * 1-6"}, repositories=1)
+    info = {"backup": [made("full", full), made("incr", incremental)]}
+    texts = health._backups(config, info, 1, moment("11-01T00:00"), moment("12-04T12:00"))  # type: ignore[arg-type]
+    assert [text.partition(",")[0] for text in texts] == late
 
 
 def test_what_is_said_of_a_job() -> None:

@@ -31,7 +31,7 @@ def _fail(monkeypatch: pytest.MonkeyPatch, answer: Any) -> int:
         def backup_patroni(self) -> _Patroni:
             return _Patroni(answer)
 
-    def no(*_: Any) -> str:
+    def no(*_: Any, **__: Any) -> str:
         raise DeploymentError("no primary answers")
 
     monkeypatch.setattr(runner, "Config", Config)

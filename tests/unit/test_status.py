@@ -14,6 +14,7 @@ from elsapg.services import status
 from elsapg.services.backups import Backup
 from elsapg.targets.docker.hosts import DockerHosts
 from elsapg.targets.hosts import Completed, UnitState
+from tests.unit.kubernetes_stacks import settings as kubernetes_settings
 
 UNITS = (
     *("etcd-1", "s3", "pg-1", "pg-2", "pg-1-agent", "pg-2-agent"),
@@ -45,8 +46,8 @@ class Healthy:
         self.archiver = ["000000010000000000000003", "12.5", "0", "1"]
         self.paused = "0"
         self.waits = {"elsa_runtime": ("0", "1"), "elsa_workflows_session": ("4", "3")}
-        self.journal = ""
-        self.used = "41"
+        self.journal, self.held = "", False
+        self.used, self.wal_used = "41", "7"
         self.ahead = {"pg-2": 1.0}
 
     def run(self, unit: str, *command: str, **_options: Any) -> Completed:
@@ -57,7 +58,13 @@ class Healthy:
         if command[0] == "df":
             if not self.used:
                 return Completed(0, "")
-            return Completed(0, f"Filesystem\n/dev/x 100 41 2048000 {self.used}% /\n")
+            assert command[:2] == ("df", "-Pk")
+            full = (self.used, self.wal_used)
+            rows = [
+                f"/dev/x 100 41 2048000 {p}% {where}"
+                for where, p in zip(command[2:], full, strict=False)
+            ]
+            return Completed(0, "\n".join(["Filesystem", *rows, ""]))
         return Completed(0, self.journal)
 
     def shell(self, unit: str, *command: str) -> str:
@@ -79,6 +86,10 @@ class Healthy:
 
     def primary(self) -> str:
         return "pg-1"
+
+    def patroni(self, path: str) -> dict[str, Any]:
+        assert path == "/cluster"
+        return {"pause": True} if self.journal or self.held else {}
 
     def query(self, node: str, sql: str) -> list[list[str]]:
         return [self.archiver]
@@ -273,6 +284,22 @@ def test_a_restore_that_has_not_ended(deployment: Healthy) -> None:
     (problem,) = status.gather(deployment).problems  # type: ignore[arg-type]
     assert "a restore to latest" in problem
     assert "elsapg restore --stack test" in problem
+
+
+def test_nothing_fails_over_while_patroni_is_paused(deployment: Healthy) -> None:
+    """By hand, or by a restore whose node is away: no journal tells of it then."""
+    deployment.held = True
+    [problem] = gather(deployment).problems
+    assert "nothing fails over" in problem and "patronictl" in problem and "resume elsa" in problem
+
+
+def test_a_full_volume_for_wal_is_told(deployment: Healthy) -> None:
+    """The data's own has room: it is the other one that stops the database while S3 is away."""
+    size = {"volume_size": "20Gi", "wal_volume_size": "5Gi"}
+    deployment.settings = kubernetes_settings({"postgres": size})
+    deployment.wal_used = "96"
+    problems = gather(deployment).problems
+    assert len(problems) == 2 and all("the disk for WAL of pg-" in p for p in problems), problems
 
 
 def test_a_node_that_says_nothing_of_its_disk_is_told(deployment: Healthy) -> None:

@@ -12,8 +12,6 @@ from elsapg.targets.kubernetes.foundation import NODES, POOLERS, RUNNER
 from elsapg.targets.kubernetes.objects import Component, Manifest, Place, selector
 
 _NAMESPACE_LABEL = "kubernetes.io/metadata.name"
-# Where a machine's own DNS cache listens, by convention.
-_LOCAL_DNS = "169.254.20.10/32"
 
 
 class Network(Component):
@@ -36,7 +34,7 @@ def policies(place: Place) -> list[Manifest]:
     api_server = _blocks(k.api_server_cidrs)
     made = [
         _policy(place, "deny-all", None, {"policyTypes": ["Ingress", "Egress"]}),
-        _policy(place, "dns", None, {"policyTypes": ["Egress"], "egress": [_dns()]}),
+        _policy(place, "dns", None, {"policyTypes": ["Egress"], "egress": [_dns(place)]}),
         _ingress(place, "nodes-from-nodes", NODES, [nodes], inside),
         _egress(place, "nodes-to-nodes", NODES, [nodes], inside),
         _ingress(place, "nodes-from-poolers", NODES, [poolers], (t.PG_PORT,)),
@@ -47,10 +45,9 @@ def policies(place: Place) -> list[Manifest]:
         _egress(place, "nodes-to-gates", NODES, [poolers], (t.GATE_PORT,)),
         _ingress(place, "gates-from-runner", POOLERS, [runner], (t.GATE_PORT,)),
         _egress(place, "runner-to-gates", RUNNER, [poolers], (t.GATE_PORT,)),
-        # The API server is outside of all pods; its Service's port may be translated before
-        # or after a policy looks.
-        _egress(place, "nodes-to-api-server", NODES, api_server, (443, 6443)),
-        _egress(place, "runner-to-api-server", RUNNER, api_server, (443, 6443)),
+        # The API server is outside of all pods.
+        _egress(place, "nodes-to-api-server", NODES, api_server, k.api_server_ports),
+        _egress(place, "runner-to-api-server", RUNNER, api_server, k.api_server_ports),
         _egress(place, "nodes-to-s3", NODES, _blocks(k.s3_cidrs), s3),
         _egress(place, "runner-to-s3", RUNNER, _blocks(k.s3_cidrs), s3),
     ]
@@ -90,10 +87,15 @@ def _egress(
     return _policy(place, name, component, {"policyTypes": ["Egress"], "egress": [rule]})
 
 
-def _dns() -> Manifest:
+def _dns(place: Place) -> Manifest:
+    k = place.settings.kubernetes
     return {
-        "to": [*_namespaces(("kube-system",)), *_blocks((_LOCAL_DNS,))],
-        "ports": [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")],
+        "to": [*_namespaces(k.dns_namespaces), *_blocks(k.dns_cidrs)],
+        "ports": [
+            {"protocol": protocol, "port": port}
+            for port in dict.fromkeys(k.dns_ports)
+            for protocol in ("UDP", "TCP")
+        ],
     }
 
 

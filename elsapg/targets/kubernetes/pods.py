@@ -19,6 +19,7 @@ from elsapg.definition.secrets import (
     KeyPair,
     Secrets,
 )
+from elsapg.targets.kubernetes.foundation import RUNNER
 from elsapg.targets.kubernetes.objects import Manifest, Place, selector
 
 CONFIG_VOLUME = "config"
@@ -199,7 +200,12 @@ def pod(
         "enableServiceLinks": False,
         "securityContext": POD_SECURITY,
         **({"imagePullSecrets": [{"name": n} for n in k.pull_secrets]} if k.pull_secrets else {}),
-        **({"priorityClassName": k.priority_class} if k.priority_class else {}),
+        # What runs and ends displaces nobody.
+        **(
+            {"priorityClassName": k.priority_class}
+            if k.priority_class and component != RUNNER
+            else {}
+        ),
         **more,
         "containers": list(containers),
         "volumes": list(volumes),

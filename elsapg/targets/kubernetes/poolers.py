@@ -46,8 +46,12 @@ def _services(place: Place) -> list[Manifest]:
     gate = {"name": GATE, "port": t.GATE_PORT, "targetPort": t.GATE_PORT}
     chosen = selector(POOLERS)
     service: Manifest = {"type": k.pool_service_type, "selector": chosen, "ports": [pool]}
-    if k.pool_service_type == "LoadBalancer" and k.application_cidrs:
-        service["loadBalancerSourceRanges"] = list(k.application_cidrs)
+    if k.pool_service_type == "LoadBalancer":
+        # Else packets bear the address of the machine that they came by: to no network policy
+        # would they be an application's.
+        service["externalTrafficPolicy"] = "Local"
+        if k.application_cidrs:
+            service["loadBalancerSourceRanges"] = list(k.application_cidrs)
     return [
         place.manifest("v1", "Service", POOLERS, POOLERS, k.pool_service_annotations, spec=service),
         # By its addresses a primary finds every pool, also one that is not ready.

@@ -66,7 +66,12 @@ def _cron_job(
     large = name in WITH_SCRATCH
     run = _container(place, RUNNER, command, pods.CONFIG_VOLUME, large)
     volumes = [pods.config_volume(files, RUNNER), *([_large(place)] if large else [])]
-    job = {"backoffLimit": 2, "template": _pod(place, [run], volumes)}
+    job = {
+        "backoffLimit": 2,
+        # One that cannot start (no image, no volume) would else keep all later ones from it.
+        "activeDeadlineSeconds": t.LONG_S,
+        "template": _pod(place, [run], volumes),
+    }
     spec = {
         "schedule": schedule,
         "timeZone": "Etc/UTC",

@@ -38,6 +38,12 @@ CA_KEY = "ca-key"
 # What opens the repository of the stack that this one is made of: there until it has its data.
 SOURCE = "source"
 _RESYNC = "1h"
+# As its definition fills them in: what is compared with Git must not differ by that.
+_AS_DEFAULTED = {
+    "conversionStrategy": "Default",
+    "decodingStrategy": "None",
+    "metadataPolicy": "None",
+}
 
 
 def value_secrets(
@@ -213,13 +219,14 @@ def _external_secret(place: Place, name: str, template: Mapping[str, str]) -> Ma
             "deletionPolicy": "Retain",
             "template": {
                 "engineVersion": "v2",
+                "mergePolicy": "Replace",
                 "type": "Opaque",
                 "metadata": {"labels": place.labels()},
                 "data": dict(template),
             },
         },
         "data": [
-            {"secretKey": own, "remoteRef": {"key": remote}}
+            {"secretKey": own, "remoteRef": {"key": remote, **_AS_DEFAULTED}}
             for own, remote in store_keys(place)[name].items()
         ],
     }

@@ -713,6 +713,18 @@ def pool_paused(stack: Stack) -> Iterator[None]:
         stack.console(POOLER, "RESUME elsa_runtime")
 
 
+@breakage("pooler", red={f"pooler: test_it_may_open_enough_files[{POOLER}]"})
+def few_files(stack: Stack) -> Iterator[None]:
+    """As a container begins with containerd 2 or Docker 29."""
+    run, one = stack.deployment.hosts.run, ("prlimit", "--pid", "1")
+    before = run(POOLER, *one, "--nofile", "--output", "SOFT", "--noheadings").output.strip()
+    assert run(POOLER, *one, "--nofile=1024:").code == 0
+    try:
+        yield
+    finally:
+        assert run(POOLER, *one, f"--nofile={before}:").code == 0
+
+
 sql_breakage(
     "applied_migration_differs",
     "bootstrap",

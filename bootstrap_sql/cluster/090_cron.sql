@@ -1,7 +1,8 @@
 -- elsapg: database=postgres
+-- elsapg: after=migrations
 
 -- Schedules the rows of elsa_jobs.job in pg_cron, as elsa_jobs, and drops jobs that left the
--- list. Jobs of other owners are not touched, and a job that a DBA switched off stays off.
+-- list. Last of all: a minute may begin at any time, and what a job calls must be there then. Jobs of other owners are not touched, and a job that a DBA switched off stays off.
 DO $schedule$
 DECLARE
     v_job record;
