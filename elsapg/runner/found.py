@@ -7,7 +7,7 @@ the repository, the stack's own or another one's (/etc/elsapg/source.conf), whic
 
 Killed in the middle, it would leave Patroni something worse than nothing: its word in the DCS that
 somebody makes the cluster, for which all nodes wait, and data that looks like a database's and has
-but a part of the WAL, which Patroni would open. `again` clears both away, before Patroni starts.
+but a part of the WAL, which Patroni would open. `again` clears both away before Patroni starts.
 """
 
 from __future__ import annotations
@@ -35,11 +35,13 @@ DATA = FOLDER / "data"
 WORK = FOLDER / "elsapg-restore"
 CONFIG = Path("/etc/elsapg")
 NOTE = FOLDER / "elsapg-recovered.json"
-# There while a node's data is being made; that data then lies aside until it is gone on with.
+# There while a node's data is being made. Once it says so, what lies in DATA is no database.
 BEGUN = FOLDER / "elsapg-founding"
-ASIDE = FOLDER / "data.unfinished"
+_LOOKING, _MAKING = "looking", "making"
 ORDER = CONFIG / "recovery.json"
 SOURCE = CONFIG / "source.conf"
+# Patroni's state of a member that runs this.
+_FOUNDING = "running custom bootstrap script"
 # S3 may be starting as well; and a Secret takes a minute to reach a pod that runs.
 PATIENCE_S = 120.0
 
@@ -125,14 +127,13 @@ def empty() -> None:
             "database set archive.prefix to an unused one"
         )
     settings = _patroni()
-    if ASIDE.exists():
-        _forget(ASIDE)
     words = ["initdb", "--pgdata", str(DATA), "--username=postgres"]
     for option in settings["bootstrap"]["initdb"]:
         if isinstance(option, dict):
             words += [f"--{name}={value}" for name, value in option.items()]
         else:
             words.append(f"--{option}")
+    BEGUN.write_text(_MAKING, encoding="utf-8")
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
         raise DeploymentError(f"initdb failed: {' '.join(done.stderr.split())[-400:]}")
@@ -171,10 +172,7 @@ def recover(wanted: dict[str, Any]) -> None:
     patient_info(repository)
     found = plan(repository, wanted)
     say(f"recovering to {found.value or 'the end'} from backup {found.backup}")
-    if ASIDE.exists():
-        say("going on with what an attempt that was killed has fetched")
-        ASIDE.rename(DATA)
-        recovery.stop(DATA)
+    BEGUN.write_text(_MAKING, encoding="utf-8")
     DATA.mkdir(mode=0o700, exist_ok=True)
     recovery.fetch(repository, found, DATA, WORK, say, _never)
     minimum = _patroni()["bootstrap"]["dcs"]["postgresql"]["parameters"]
@@ -198,33 +196,27 @@ def recover(wanted: dict[str, Any]) -> None:
 
 
 def again() -> None:
-    """What a predecessor that was killed has left, out of Patroni's sight. Only if there was one:
+    """Clear away what a predecessor that did not come to its end has left. Only if there was one:
     whatever else lies in the data directory, or stands in the DCS, is not ours to judge.
 
-    Raises DeploymentError when the DCS does not answer.
+    Nothing is kept to go on with: this node may be a standby now, and that begins empty. Raises
+    DeploymentError when the DCS does not answer.
     """
     if not BEGUN.exists():
         return
-    say("an attempt to make this node's data was killed; it is made again")
-    if DATA.exists():
-        if ASIDE.exists():
-            _forget(ASIDE)
-        DATA.rename(ASIDE)
+    say("an attempt to make this node's data did not come to its end; it is made again")
+    # Else there may still be the WAL of a database whose data was lost. It may be on a volume of
+    # its own, which the data does not even lead to yet.
+    if BEGUN.read_text(encoding="utf-8") == _MAKING:
+        for folder in (recovery.WAL, DATA):
+            if folder.exists():
+                shutil.rmtree(folder)
     _withdraw()
     BEGUN.unlink()
 
 
-def _forget(unfinished: Path) -> None:
-    """Remove it, with the WAL that it has on another volume."""
-    wal = unfinished / "pg_wal"
-    if wal.is_symlink() and wal.resolve().is_dir():
-        for entry in wal.resolve().iterdir():
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    shutil.rmtree(unfinished)
-
-
 def _withdraw() -> None:
-    """Take back in the DCS that this node makes the cluster; not what another one has said."""
+    """Take back in the DCS that this node makes the cluster, unless another one does so now."""
     # Only the postgres image has it.
     from patroni.config import Config  # type: ignore[import-not-found]  # noqa: PLC0415
     from patroni.dcs import get_dcs  # type: ignore[import-not-found]  # noqa: PLC0415
@@ -236,12 +228,18 @@ def _withdraw() -> None:
     while True:
         try:
             dcs = get_dcs(settings)
-            if dcs.get_cluster().initialize == "":
-                dcs.cancel_initialization()
-            return
+            cluster = dcs.get_cluster()
+            # The word itself does not say whose it is.
+            others = [
+                m.data.get("state") for m in cluster.members if m.name != settings.get("name")
+            ]
+            if cluster.initialize != "" or _FOUNDING in others or dcs.cancel_initialization():
+                return
+            told = "it does not take the word back"
         except DCSError as error:
-            if time.monotonic() > deadline:
-                raise DeploymentError(f"Patroni's DCS does not answer: {error}") from None
+            told = str(error)
+        if time.monotonic() > deadline:
+            raise DeploymentError(f"Patroni's DCS does not answer: {told}")
         time.sleep(1)
 
 
@@ -262,17 +260,15 @@ def main(words: Sequence[str]) -> int:
         if words:
             again()
             return 0
-        BEGUN.touch()
+        BEGUN.write_text(_LOOKING, encoding="utf-8")
         wanted = order()
         if wanted is None:
             empty()
         else:
             recover(wanted)
     except (ElsapgError, TimeoutError, psycopg.Error, OSError) as error:
+        # The mark stays: Patroni hears of the failure, but may be killed before it has cleared up.
         say(f"error: {' '.join(str(error).split())}")
-        if not words:
-            # Patroni hears of it, and clears up itself.
-            BEGUN.unlink(missing_ok=True)
         return 1
     BEGUN.unlink()
     return 0

@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from elsapg.errors import ElsapgError
 from elsapg.services.deployment import Deployment
 
 Kind = Literal["full", "diff", "incr"]
@@ -57,7 +58,15 @@ def now(deployment: Deployment, kind: Kind, *, expire: bool = True) -> str:
 
     Raises UnhealthyError with pgBackRest's words.
     """
-    return deployment.runner("backup", kind, *([] if expire else ["--no-expire"])).strip()
+    if expire:
+        return deployment.runner("backup", kind).strip()
+    try:
+        return deployment.runner("backup", kind, "--no-expire").strip()
+    except ElsapgError as error:
+        if "unrecognized arguments" not in str(error):
+            raise
+        # The stack runs on images of a version that did not know this yet.
+        return now(deployment, kind)
 
 
 def as_json(found: list[Backup]) -> str:

@@ -178,6 +178,11 @@ class Restore:
         """
         journal = self.unfinished()
         if journal is None:
+            left = left_over(self._deployment)
+            for name in left:
+                self._step(name, "end")
+            if left:
+                return ", ".join(str(one["target"]) for one in left.values())
             raise UsageError(f"no restore of stack {self._stack!r} was begun")
         if journal["stage"] in TOUCHED:
             raise UsageError(
@@ -277,6 +282,8 @@ class Restore:
             prepared.before = self._last_words(prepared.primary)
             # With the last of the WAL in the archive: now it is known where it ends.
             prepared.plan = self.plan(request, prepared.before["now"], fresh=True)
+        if prepared.how == "new":
+            self._forget([n for n in self._running_nodes() if n != node])
         self._step(
             node,
             "begin" if prepared.how == "new" else "note",
@@ -290,7 +297,8 @@ class Restore:
                 "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             },
         )
-        if prepared.how == "again":
+        # Somebody may have let Patroni go on meanwhile.
+        if prepared.how == "again" and not self._step(node, "look")["paused"]:
             self._step(node, "pause")
         for name in (node, *(n for n in self._running_nodes() if n != node)):
             self._say(f"stopping PostgreSQL on {name}")
@@ -363,8 +371,10 @@ class Restore:
 
     def _end(self, node: str) -> None:
         """Nobody remembers it; nor one that was begun from another node, and not gone on with."""
-        others = [n for n in self._running_nodes() if n != node]
-        for name in (*others, node):
+        self._forget([*(n for n in self._running_nodes() if n != node), node])
+
+    def _forget(self, nodes: list[str]) -> None:
+        for name in nodes:
             self._step(name, "end")
 
     def _running_nodes(self) -> list[str]:
@@ -450,24 +460,34 @@ def run_step(
 
 
 def unfinished(deployment: Deployment) -> dict[str, Any] | None:
-    """The journal of a restore that has not ended, from whichever node has one."""
-    states = deployment.hosts.states()
+    """The journal of the restore that has not ended, from whichever node has it."""
+    found = list(_journals(deployment).values())
+    if found and not _paused(deployment):
+        found = [journal for journal in found if journal["stage"] == "open"]
+    return max(found, key=lambda journal: str(journal["since"]), default=None)
+
+
+def left_over(deployment: Deployment) -> dict[str, dict[str, Any]]:
+    """By node the journals of restores that others have gone on without, while it was away. To go
+    on with such a one would take all of them back once more."""
+    found = {n: j for n, j in _journals(deployment).items() if j["stage"] in TOUCHED[:-1]}
+    return found if found and not _paused(deployment) else {}
+
+
+def _journals(deployment: Deployment) -> dict[str, dict[str, Any]]:
+    states, found = deployment.hosts.states(), {}
     for node in deployment.nodes:
         if node in states and states[node].state == "running":
             done = deployment.hosts.run(
                 node, "sh", "-c", "cat /var/lib/postgresql/elsapg-restore.json 2>/dev/null || true"
             )
             with contextlib.suppress(ValueError):
-                journal = dict(json.loads(done.output))
-                if journal["stage"] == "open" or _paused(deployment):
-                    return journal
-    return None
+                found[node] = dict(json.loads(done.output))
+    return found
 
 
 def _paused(deployment: Deployment) -> bool:
-    """Whether nobody may lead: so it is from a restore's begin until its new primary has been
-    opened. Without it a journal is that of a node that was away while others were gone on with.
-    """
+    """So it is from a restore's begin until its new primary has been opened."""
     try:
         return bool(deployment.patroni("/cluster").get("pause"))
     except UnhealthyError:

@@ -123,7 +123,13 @@ def _restore(deployment: Deployment, status: Status) -> None:
             f"{journal['stage']}: if nobody works on it, `elsapg restore --stack "
             f"{deployment.stack}` goes on with it; until then nothing fails over"
         )
-    elif deployment.patroni("/cluster").get("pause"):
+    for node, journal in restore.left_over(deployment).items():
+        status.problems.append(
+            f"{node} was away while others went on: it still has the restore to {journal['target']}"
+            f" (since {journal['since']}) half done. `elsapg restore --stack {deployment.stack} "
+            "--abandon` forgets that"
+        )
+    if journal is None and deployment.patroni("/cluster").get("pause"):
         node = deployment.any_node()
         status.problems.append(
             "Patroni is paused, by hand or by a restore whose node is away: nothing fails over; "

@@ -111,9 +111,11 @@ def _one_that_was_away(deployment: Deployment) -> None:
     journal = '{"stage": "fetching", "target": "latest", "since": "yesterday", "node": "pg-2"}'
     path = "/var/lib/postgresql/elsapg-restore.json"
     assert deployment.hosts.run(node, "sh", "-c", f"echo '{journal}' >{path}").code == 0
-    assert status.gather(deployment).problems == []
+    [told] = status.gather(deployment).problems
+    assert f"{node} was away while others went on" in told and "--abandon" in told
     assert "no restore of stack" in restore(deployment, "--no-check", code=2)
-    deployment.hosts.run(node, "rm", path)
+    assert "is given up" in restore(deployment, "--abandon")
+    assert status.gather(deployment).problems == []
     ctl = ("patronictl", "-c", "/etc/elsapg/patroni.yml")
     assert deployment.hosts.run(node, *ctl, "pause", "--wait", "elsa").code == 0
     [told] = status.gather(deployment).problems

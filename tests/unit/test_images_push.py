@@ -14,7 +14,9 @@ from elsapg import stackfile
 from elsapg.cli import main
 from elsapg.errors import DeploymentError, UsageError
 from elsapg.services import images as service
+from elsapg.targets.docker.place import CONTEXTS
 from elsapg.targets.kubernetes import images
+from tests.stacks import ROOT
 from tests.unit.kubernetes_stacks import LEAST, digests, project
 
 
@@ -128,3 +130,17 @@ def test_the_command(
     monkeypatch.setenv("ELSAPG_ROOT", str(root))
     assert main(["images", "push", "--stack", "least"]) == 0
     assert f"written  {root}/stacks/images.least.yaml" in capsys.readouterr().out
+
+
+def test_an_image_is_made_anew_when_something_that_it_copies_changes() -> None:
+    """What a stage of the Dockerfile copies out of this tree, it is told by."""
+    text = (ROOT / "images" / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    copied: dict[str, set[str]] = {}
+    stage = ""
+    for line in text.splitlines():
+        words = line.split()
+        if words[:1] == ["FROM"]:
+            stage = words[3]
+        elif words[:1] == ["COPY"]:
+            copied.setdefault(stage, set()).update(words[1:-1])
+    assert copied == {image: set(files) for image, files in CONTEXTS.items() if files}

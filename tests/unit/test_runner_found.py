@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -35,9 +36,10 @@ def test_its_own_backups_need_no_other_way_in(tmp_path: Path) -> None:
 @pytest.fixture
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, path in (
-        ("DATA", "data"), ("WORK", "work"), ("BEGUN", "begun"), ("ASIDE", "aside"), ("NOTE", "note")
+        ("DATA", "data"), ("WORK", "work"), ("BEGUN", "begun"), ("NOTE", "note")
     ):  # fmt: skip
         monkeypatch.setattr(found, name, tmp_path / path)
+    monkeypatch.setattr(found.recovery, "WAL", tmp_path / "wal")
     return tmp_path
 
 
@@ -48,16 +50,42 @@ def withdrawn(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return calls
 
 
-def test_what_a_killed_attempt_has_left_is_no_database(node: Path, withdrawn: list[bool]) -> None:
+def test_what_a_killed_attempt_has_left_is_no_database(
+    node: Path, withdrawn: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Patroni must not open it, nor wait for whoever makes the cluster: that was this node."""
-    (node / "begun").touch()
-    (node / "data" / "global").mkdir(parents=True)
+
+    def killed(_repository: Any, _plan: Any, data: Path, *_: Any) -> None:
+        (data / "global").mkdir()
+        raise KeyboardInterrupt
+
+    _order(monkeypatch)
+    monkeypatch.setattr(found.recovery, "fetch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        found.main([])
+    (node / "wal" / "archive_status").mkdir(parents=True)
     assert found.main(["again"]) == 0
-    assert withdrawn and not (node / "data").exists() and (node / "aside" / "global").exists()
-    # Killed again, before it went on: what lies aside is still what counts.
-    (node / "begun").touch()
+    assert withdrawn == [True]
+    # As a standby, which this node may become now, wants it.
+    assert not (node / "data").exists() and not (node / "wal").exists()
     assert found.main(["again"]) == 0
-    assert (node / "aside" / "global").exists()
+    assert withdrawn == [True]
+
+
+def test_what_was_there_before_an_attempt_stays(
+    node: Path, withdrawn: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a lost database the WAL may be left, with commits that nobody else has."""
+
+    def away(_repository: Repository) -> Any:
+        raise DeploymentError("S3 does not answer")
+
+    _order(monkeypatch)
+    monkeypatch.setattr(found, "patient_info", away)
+    (node / "wal").mkdir()
+    assert found.main([]) == 1
+    assert found.main(["again"]) == 0
+    assert withdrawn and (node / "wal").exists()
 
 
 def test_other_data_is_left_alone(node: Path, withdrawn: list[bool]) -> None:
@@ -66,27 +94,50 @@ def test_other_data_is_left_alone(node: Path, withdrawn: list[bool]) -> None:
     assert not withdrawn and (node / "data").exists()
 
 
-def test_a_killed_attempt_is_gone_on_with(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By delta: what is fetched already is not fetched again."""
-    (node / "aside" / "global").mkdir(parents=True)
-    (node / "aside" / "postmaster.pid").write_text("999999999\n", encoding="utf-8")
-    seen: list[set[str]] = []
-
-    def fetch(_repository: Any, _plan: Any, data: Path, *_: Any) -> None:
-        assert (node / "begun").exists()
-        seen.append({p.name for p in data.iterdir()})
-        raise DeploymentError("as far as this test goes")
-
-    plan = SimpleNamespace(value="", backup="B")
+def _order(monkeypatch: pytest.MonkeyPatch) -> None:
     own = {"to": "latest", "timeline": None, "backup": None}
     monkeypatch.setattr(found, "order", lambda: own)
     monkeypatch.setattr(found, "patient_info", lambda _: {})
-    monkeypatch.setattr(found, "plan", lambda *_: plan)
-    monkeypatch.setattr(found.recovery, "fetch", fetch)
-    assert found.main([]) == 1
-    assert seen == [{"global"}]
-    # An attempt that failed by itself is Patroni's to clear up.
-    assert not (node / "begun").exists()
+    monkeypatch.setattr(found, "plan", lambda *_: SimpleNamespace(value="", backup="B"))
+
+
+@pytest.mark.parametrize(
+    ("initialize", "other", "taken_back"),
+    [
+        ("", "waiting", True),
+        ("", "running custom bootstrap script", False),
+        ("7123", "running", False),
+        (None, "waiting", False),
+    ],
+)
+def test_only_its_own_word_is_taken_back(
+    monkeypatch: pytest.MonkeyPatch, initialize: str | None, other: str, taken_back: bool
+) -> None:
+    """And asked again where the DCS has not done it: without, all nodes would wait for ever."""
+    answers = [False, True]
+
+    class Dcs:
+        def get_cluster(self) -> Any:
+            states = {"pg-1": "running custom bootstrap script", "pg-2": other}
+            members = [SimpleNamespace(name=n, data={"state": s}) for n, s in states.items()]
+            return SimpleNamespace(initialize=initialize, members=members)
+
+        def cancel_initialization(self) -> bool:
+            return answers.pop(0)
+
+    def config(_file: str, validator: Any) -> dict[str, Any]:
+        del validator
+        return {"name": "pg-1"}
+
+    for name, content in (
+        ("config", {"Config": config}),
+        ("dcs", {"get_dcs": lambda _: Dcs()}),
+        ("exceptions", {"DCSError": OSError}),
+    ):
+        monkeypatch.setitem(sys.modules, f"patroni.{name}", SimpleNamespace(**content))
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    found._withdraw()
+    assert answers == ([] if taken_back else [False, True])
 
 
 def test_another_stacks_backups_are_waited_for(

@@ -89,7 +89,7 @@ class Healthy:
 
     def patroni(self, path: str) -> dict[str, Any]:
         assert path == "/cluster"
-        return {"pause": True} if self.journal or self.held else {}
+        return {"pause": True} if self.held else {}
 
     def query(self, node: str, sql: str) -> list[list[str]]:
         return [self.archiver]
@@ -279,7 +279,15 @@ def test_a_stack_that_does_not_run_is_an_error(deployment: Healthy) -> None:
         gather(deployment)
 
 
+def test_a_restore_that_others_went_on_without(deployment: Healthy) -> None:
+    """Nothing is paused any more: to go on with it would take all of them back."""
+    deployment.journal = json.dumps({"target": "latest", "since": "noon", "stage": "fetching"})
+    problems = gather(deployment).problems
+    assert len(problems) == 2 and all("--abandon` forgets that" in p for p in problems), problems
+
+
 def test_a_restore_that_has_not_ended(deployment: Healthy) -> None:
+    deployment.held = True
     deployment.journal = json.dumps({"target": "latest", "since": "noon", "stage": "fetching"})
     (problem,) = status.gather(deployment).problems  # type: ignore[arg-type]
     assert "a restore to latest" in problem

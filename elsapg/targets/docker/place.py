@@ -48,6 +48,7 @@ CONTEXTS: Mapping[str, tuple[str, ...]] = {
     ),
     "haproxy": (),
     "pgbouncer": (
+        "images/bin/all-files",
         "images/bin/gate",
         "images/bin/pool-gate",
         "images/bin/pool-leave",
