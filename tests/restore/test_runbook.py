@@ -118,7 +118,7 @@ def test_the_machine_is_gone(filled: Deployment, tmp_path: Path) -> None:
     assert sums(deployment) == before
     # Half-way its data looked like a database's, and Patroni would have opened it.
     [log] = [text for one in killed if (text := one.result())]
-    assert log.count(": recovering to the end") == 2
+    assert "did not come to its end; it is made again" in log
 
 
 _WHILE_IT_RECOVERS = f"""
@@ -144,7 +144,7 @@ done
 
 def _kill_while_it_recovers(deployment: Deployment, node: str) -> str:
     """Kill the node once, after its data was fetched and before it is a database; then its log, as
-    soon as that says that it goes on.
+    soon as that says that it begins again.
 
     "" for the other node, which is made from the first one.
     """
@@ -159,9 +159,9 @@ def _kill_while_it_recovers(deployment: Deployment, node: str) -> str:
     if code:
         return ""
 
-    def goes_on() -> str:
+    def begins_again() -> str:
         with d.daemon() as client:
             log = client.containers.get(deployment.hosts.physical(node)).logs().decode()
-        return log if "did not come to its end; it is made again" in log else ""
+        return log if log.count("elsapg: recovering to the end") == 2 else ""
 
-    return str(wait_for(goes_on, f"{node} goes on", 120))
+    return str(wait_for(begins_again, f"{node} begins again", 120))
