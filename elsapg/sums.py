@@ -24,11 +24,16 @@ def pools_at_once(settings: Settings) -> int:
 
 def pool_connections(settings: Settings) -> int:
     """Server connections that all PgBouncers together may open to the primary."""
+    return pools_at_once(settings) * one_pools_connections(settings)
+
+
+def one_pools_connections(settings: Settings) -> int:
+    """Server connections that one PgBouncer may open."""
     pooler = settings.pooler
     # The read-only door leads to the primary while there is no standby; one connection of each
     # PgBouncer looks passwords up.
     doors = pooler.max_db_connections + pooler.session_connections + pooler.readonly_connections
-    return pools_at_once(settings) * (DATABASES * doors + 1)
+    return DATABASES * doors + 1
 
 
 def check_sums(settings: Settings) -> list[Finding]:

@@ -2,7 +2,8 @@
 -- elsapg: after=migrations
 
 -- Schedules the rows of elsa_jobs.job in pg_cron, as elsa_jobs, and drops jobs that left the
--- list. Last of all: a minute may begin at any time, and what a job calls must be there then. Jobs of other owners are not touched, and a job that a DBA switched off stays off.
+-- list. Jobs of other owners are not touched, and a job that a DBA switched off stays off.
+-- Last of all: a minute may begin at any time, and what a job calls must be there then.
 DO $schedule$
 DECLARE
     v_job record;

@@ -99,6 +99,13 @@ def missed(config: Config) -> Kind | None:
     return missed_run(config.schedules, found, datetime.datetime.now(datetime.UTC))
 
 
+def last_start(backups: list[dict[str, Any]], kind: str) -> float:
+    """When the newest that would do for `kind` was begun; 0 if none would. Only a full one does
+    for a full one."""
+    enough = [b for b in backups if kind != "full" or b["type"] == "full"]
+    return max((float(b["timestamp"]["start"]) for b in enough), default=0.0)
+
+
 def missed_run(
     schedules: dict[str, str], backups: list[dict[str, Any]], now: datetime.datetime
 ) -> Kind | None:
@@ -106,9 +113,7 @@ def missed_run(
     if not backups:
         return None
     for kind in sorted(schedules, key=lambda k: k != "full"):
-        enough = [b for b in backups if kind != "full" or b["type"] == "full"]
-        newest = max((int(b["timestamp"]["start"]) for b in enough), default=0)
-        if newest < croniter(schedules[kind], now).get_prev(float):
+        if last_start(backups, kind) < croniter(schedules[kind], now).get_prev(float):
             return kind  # type: ignore[return-value]
     return None
 

@@ -127,15 +127,10 @@ def _backups(
     where = f" in repository {number}" if config.repositories > 1 else ""
     found = []
     for kind, words in config.schedules.items():
-        full = kind == "full"
-        enough = [b for b in made if not full or b["type"] == "full"]
-        due, last = (
-            _due(words, now),
-            max((float(b["timestamp"]["start"]) for b in enough), default=0.0),
-        )
+        due, last = _due(words, now), backup.last_start(made, kind)
         if overdue(due, last, since):
             was = f"the last one is of {_utc(last)}" if last else "there is none"
-            name, flag = ("full backup", " --type full") if full else ("backup", "")
+            name, flag = ("full backup", " --type full") if kind == "full" else ("backup", "")
             way_out = f"`elsapg backup now{flag}` takes one, or says why not"
             found.append(f"a {name} was due {_utc(due)}{where}, {was}; {way_out}")
     return found

@@ -86,10 +86,13 @@ class Deployment:
         """A PostgreSQL node that runs. Raises NotDeployedError if none does."""
         return self._running()[0]
 
-    def _running(self) -> list[str]:
+    def running_nodes(self) -> list[str]:
+        """The PostgreSQL nodes that run."""
         states = self.hosts.states()
-        found = [n for n in self.nodes if n in states and states[n].state == "running"]
-        if found:
+        return [n for n in self.nodes if n in states and states[n].state == "running"]
+
+    def _running(self) -> list[str]:
+        if found := self.running_nodes():
             return found
         raise NotDeployedError(
             f"no PostgreSQL node of stack {self.stack!r} runs: " + self.hosts.remedy(self.nodes[0])

@@ -176,11 +176,9 @@ class Restore:
 
         Raises UsageError if there is nothing to give up, or the data has been touched.
         """
-        journal = self.unfinished()
+        journal, left = journals(self._deployment)
         if journal is None:
-            left = left_over(self._deployment)
-            for name in left:
-                self._step(name, "end")
+            self._forget(list(left))
             if left:
                 return ", ".join(str(one["target"]) for one in left.values())
             raise UsageError(f"no restore of stack {self._stack!r} was begun")
@@ -283,7 +281,7 @@ class Restore:
             # With the last of the WAL in the archive: now it is known where it ends.
             prepared.plan = self.plan(request, prepared.before["now"], fresh=True)
         if prepared.how == "new":
-            self._forget([n for n in self._running_nodes() if n != node])
+            self._forget([n for n in self._deployment.running_nodes() if n != node])
         self._step(
             node,
             "begin" if prepared.how == "new" else "note",
@@ -300,7 +298,7 @@ class Restore:
         # Somebody may have let Patroni go on meanwhile.
         if prepared.how == "again" and not self._step(node, "look")["paused"]:
             self._step(node, "pause")
-        for name in (node, *(n for n in self._running_nodes() if n != node)):
+        for name in (node, *(n for n in self._deployment.running_nodes() if n != node)):
             self._say(f"stopping PostgreSQL on {name}")
             self._step(name, "stop")
             if prepared.how == "new" and prepared.primary is None:
@@ -365,21 +363,17 @@ class Restore:
             self._step(prepared.node, "open")
 
     def _standbys(self, prepared: Prepared, *, wait: bool) -> None:
-        nodes = [n for n in self._running_nodes() if n != prepared.node]
+        nodes = [n for n in self._deployment.running_nodes() if n != prepared.node]
         if nodes:
             self._step(prepared.node, "reinit", {"nodes": nodes, "wait": wait})
 
     def _end(self, node: str) -> None:
         """Nobody remembers it; nor one that was begun from another node, and not gone on with."""
-        self._forget([*(n for n in self._running_nodes() if n != node), node])
+        self._forget([*(n for n in self._deployment.running_nodes() if n != node), node])
 
     def _forget(self, nodes: list[str]) -> None:
         for name in nodes:
             self._step(name, "end")
-
-    def _running_nodes(self) -> list[str]:
-        states = self._deployment.hosts.states()
-        return [n for n in self._deployment.nodes if n in states and states[n].state == "running"]
 
     def _step(self, node: str, step: str, order: dict[str, Any] | None = None) -> dict[str, Any]:
         return run_step(self._deployment, node, step, order or {}, self._say)
@@ -461,29 +455,24 @@ def run_step(
 
 def unfinished(deployment: Deployment) -> dict[str, Any] | None:
     """The journal of the restore that has not ended, from whichever node has it."""
-    found = list(_journals(deployment).values())
-    if found and not _paused(deployment):
-        found = [journal for journal in found if journal["stage"] == "open"]
-    return max(found, key=lambda journal: str(journal["since"]), default=None)
+    return journals(deployment)[0]
 
 
-def left_over(deployment: Deployment) -> dict[str, dict[str, Any]]:
-    """By node the journals of restores that others have gone on without, while it was away. To go
-    on with such a one would take all of them back once more."""
-    found = {n: j for n, j in _journals(deployment).items() if j["stage"] in TOUCHED[:-1]}
-    return found if found and not _paused(deployment) else {}
-
-
-def _journals(deployment: Deployment) -> dict[str, dict[str, Any]]:
-    states, found = deployment.hosts.states(), {}
-    for node in deployment.nodes:
-        if node in states and states[node].state == "running":
-            done = deployment.hosts.run(
-                node, "sh", "-c", "cat /var/lib/postgresql/elsapg-restore.json 2>/dev/null || true"
-            )
-            with contextlib.suppress(ValueError):
-                found[node] = dict(json.loads(done.output))
-    return found
+def journals(deployment: Deployment) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]]]:
+    """That of the restore that has not ended; and by node those of restores that others have gone
+    on without, while it was away: to go on with such a one would take all of them back once more.
+    """
+    live, left = {}, {}
+    for node in deployment.running_nodes():
+        done = deployment.hosts.run(
+            node, "sh", "-c", "cat /var/lib/postgresql/elsapg-restore.json 2>/dev/null || true"
+        )
+        with contextlib.suppress(ValueError):
+            live[node] = dict(json.loads(done.output))
+    if live and not _paused(deployment):
+        left = {n: j for n, j in live.items() if j["stage"] in TOUCHED[:-1]}
+        live = {n: j for n, j in live.items() if j["stage"] == "open"}
+    return max(live.values(), key=lambda journal: str(journal["since"]), default=None), left
 
 
 def _paused(deployment: Deployment) -> bool:

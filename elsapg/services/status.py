@@ -116,17 +116,17 @@ def gather(deployment: Deployment) -> Status:
 
 
 def _restore(deployment: Deployment, status: Status) -> None:
-    journal = restore.unfinished(deployment)
+    journal, left = restore.journals(deployment)
     if journal:
         status.problems.append(
             f"a restore to {journal['target']} (since {journal['since']}) has not ended, last step "
             f"{journal['stage']}: if nobody works on it, `elsapg restore --stack "
             f"{deployment.stack}` goes on with it; until then nothing fails over"
         )
-    for node, journal in restore.left_over(deployment).items():
+    for node, other in left.items():
         status.problems.append(
-            f"{node} was away while others went on: it still has the restore to {journal['target']}"
-            f" (since {journal['since']}) half done. `elsapg restore --stack {deployment.stack} "
+            f"{node} was away while others went on: it still has the restore to {other['target']}"
+            f" (since {other['since']}) half done. `elsapg restore --stack {deployment.stack} "
             "--abandon` forgets that"
         )
     if journal is None and deployment.patroni("/cluster").get("pause"):

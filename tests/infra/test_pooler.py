@@ -40,7 +40,7 @@ def test_nothing_is_paused(facts: Facts, pooler: str) -> None:
 def test_it_may_open_enough_files(facts: Facts, pooler: str) -> None:
     """Each client is one, and each connection to a server."""
     settings = facts.deployment.settings
-    servers = sums.pool_connections(settings) // sums.pools_at_once(settings)
+    servers = sums.one_pools_connections(settings)
     needs = settings.pooler.max_client_conn + servers + OWN_FILES
     has = facts.unit(pooler).open_files
     judge(

@@ -76,6 +76,9 @@ class Healthy:
     def states(self) -> dict[str, UnitState]:
         return self.units
 
+    def running_nodes(self) -> list[str]:
+        return [n for n in self.nodes if self.units[n].state == "running"]
+
     def any_node(self) -> str:
         if self.units["pg-1"].state != "running":
             raise NotDeployedError("nothing runs")
