@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any
@@ -153,11 +154,9 @@ class Bucket:
 
     def forget(self, prefix: str, before: datetime.datetime) -> int:
         """Remove for good what was overwritten or removed before then, as far as S3 lets us."""
-        wanted: list[dict[str, str]] = []
         with self._asking(f"the versions below {prefix} were not listed"):
             pages = self._client.get_paginator("list_object_versions")
-            for page in pages.paginate(Bucket=self.name, Prefix=prefix):
-                wanted += _superseded(page, before)
+            wanted = _superseded(pages.paginate(Bucket=self.name, Prefix=prefix), before)
         gone = 0
         for start in range(0, len(wanted), _DELETE_AT_ONCE):
             some = wanted[start : start + _DELETE_AT_ONCE]
@@ -188,26 +187,39 @@ def _object(raw: dict[str, Any]) -> Object:
     return Object(str(raw["Key"]), int(raw["Size"]), raw["LastModified"])
 
 
-def _superseded(page: dict[str, Any], before: datetime.datetime) -> list[dict[str, str]]:
+def _superseded(pages: Iterable[dict[str, Any]], before: datetime.datetime) -> list[dict[str, str]]:
     """Versions that are not the latest, and delete markers, of before then.
 
     A version's own time is when it was written, not when it was superseded: WAL of a month ago that
     was removed today is as old as that. So only what a marker or a newer version of before then
-    lies over is taken.
+    lies over is taken. Which is the latest is S3's word, not the times': versitygw gives a version
+    that lies below another one the time when that came, or a second later.
     """
-    entries: dict[str, list[tuple[datetime.datetime, dict[str, Any], bool]]] = {}
-    for kind, marker in (("Versions", False), ("DeleteMarkers", True)):
-        for raw in page.get(kind, []):
-            entries.setdefault(raw["Key"], []).append((raw["LastModified"], raw, marker))
     found = []
-    for key, versions in entries.items():
-        versions.sort(key=lambda v: (v[0], bool(v[1].get("IsLatest"))), reverse=True)
+    for key, versions in _by_key(pages):
+        versions.sort(key=lambda v: (v["IsLatest"], v["LastModified"]), reverse=True)
         over: datetime.datetime | None = None
-        for when, raw, marker in versions:
-            superseded = over is not None and over < before
+        for raw in versions:
+            superseded = over is not None and over < before and not raw["IsLatest"]
             # A marker with nothing below it any more says nothing.
-            alone = marker and len(versions) == 1 and when < before
+            alone = raw["Marker"] and len(versions) == 1 and raw["LastModified"] < before
             if superseded or alone:
                 found.append({"Key": key, "VersionId": str(raw["VersionId"])})
-            over = when
+            over = raw["LastModified"]
     return found
+
+
+def _by_key(pages: Iterable[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Each key with all of its versions and delete markers: a page may end in the middle of them,
+    and a marker that looks alone would be taken, and what it lies over would come back. versitygw
+    repeats some of the page before."""
+    entries: dict[str, dict[str, dict[str, Any]]] = {}
+    for page in itertools.chain(pages, [{}]):
+        for kind in ("Versions", "DeleteMarkers"):
+            for raw in page.get(kind, ()):
+                entry = {**raw, "Marker": kind == "DeleteMarkers"}
+                entries.setdefault(raw["Key"], {})[raw["VersionId"]] = entry
+        last = page.get("NextKeyMarker")
+        goes_on = {last: entries.pop(last)} if last in entries else {}
+        yield from ((key, list(versions.values())) for key, versions in entries.items())
+        entries = goes_on

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from elsapg.definition import topology as t
+
+# runc's word that a command in a container was never started (but for one that is not there). It
+# happens on a busy machine ("waiting for init preliminary setup: … connection reset by peer", runc
+# 2812), and the next try succeeds: nothing has run, so any command may be tried again.
+NEVER_STARTED = re.compile(r"unable to start container process: (?!exec: )")
+STARTS = 3
 
 
 @dataclass(frozen=True)

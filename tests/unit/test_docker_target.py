@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import struct
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -666,6 +667,25 @@ def test_output_that_does_not_come_whole_is_no_output(
         d.execute(made, ["psql", "-c", "SELECT 1"])
     assert str(caught.value).startswith("elsapg-test-pg-1: `psql -c 'SELECT 1'`")
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "why", "tries"),
+    [
+        (126, "waiting for init preliminary setup: read init-p", 3),
+        (126, 'exec: "nosuch": executable file not found in $PATH', 1),
+        (1, "as psql was told", 1),
+    ],
+)
+def test_a_command_that_was_never_started_is_tried_again(
+    fake: FakeDocker, code: int, why: str, tries: int
+) -> None:
+    create(fake)
+    made: Any = fake.made["elsapg-test-pg-1"]
+    said = f"OCI runtime exec failed: exec failed: unable to start container process: {why}"
+    made.exec_code, made.output = code, struct.pack(">BxxxL", 1, len(said)) + said.encode()
+    assert d.execute(made, ["psql"]) == (code, said)
+    assert fake.log.count("psql pg-1") == tries
 
 
 def test_a_command_that_cannot_start_says_why(fake: FakeDocker) -> None:

@@ -22,7 +22,7 @@ from elsapg.errors import (
     UnhealthyError,
 )
 from elsapg.settings import Settings
-from elsapg.targets.hosts import Completed, UnitState
+from elsapg.targets.hosts import STARTS, Completed, UnitState
 from elsapg.targets.kubernetes import forward as forwarding
 from elsapg.targets.kubernetes import hosts as module
 from elsapg.targets.kubernetes.forward import forward
@@ -104,6 +104,16 @@ def test_a_connection_that_breaks_when_all_was_said(
     kubectl.on("exec", "a row\n\x1e3", "error: unexpected EOF\n" * code, code=code, whole=False)
     assert hosts.run("pg-1", "psql").code == 3
     assert hosts.run("pg-1", "psql").output.startswith("a row\n")
+
+
+def test_a_command_that_was_never_started_is_tried_again(
+    hosts: KubernetesHosts, kubectl: FakeKubectl
+) -> None:
+    why = "exec failed: unable to start container process: waiting for init preliminary setup: read"
+    kubectl.on("exec", "", f"error: Internal error occurred: {why}\n", code=1)
+    with pytest.raises(DeploymentError, match="waiting for init"):
+        hosts.run("pg-1", "psql")
+    assert len([words for words in kubectl.asked if words[0] == "exec"]) == STARTS
 
 
 def test_a_command_that_is_killed_with_its_shell(

@@ -165,15 +165,17 @@ def at(day: int) -> datetime.datetime:
     return datetime.datetime(2026, 1, day, tzinfo=datetime.UTC)
 
 
-def test_versions_go_by_when_they_were_superseded() -> None:
-    def version(key: str, number: int, day: int, latest: bool = False) -> dict[str, object]:
-        return {"Key": key, "VersionId": number, "LastModified": at(day), "IsLatest": latest}
+def version(key: str, number: int, day: int, latest: bool = False) -> dict[str, object]:
+    return {"Key": key, "VersionId": number, "LastModified": at(day), "IsLatest": latest}
 
+
+def test_versions_go_by_when_they_were_superseded() -> None:
     page = {
         "Versions": [
             version("kept", 1, 1, True),  # old, and still what it is
             version("removed", 1, 1),
             version("lately removed", 1, 1),
+            version("with the time of its removal", 1, 4),
             version("overwritten", 1, 1),
             version("overwritten", 2, 5),
             version("overwritten", 3, 20, True),
@@ -181,8 +183,28 @@ def test_versions_go_by_when_they_were_superseded() -> None:
         "DeleteMarkers": [
             version("removed", 2, 3, True),
             version("lately removed", 2, 20, True),
+            version("with the time of its removal", 2, 3, True),
             version("nothing below", 2, 3, True),
         ],
     }
-    found = {(v["Key"], v["VersionId"]) for v in _superseded(page, at(10))}
-    assert found == {("removed", "1"), ("overwritten", "1"), ("nothing below", "2")}
+    found = {(v["Key"], v["VersionId"]) for v in _superseded([page], at(10))}
+    assert found == {
+        ("removed", "1"),
+        ("with the time of its removal", "1"),
+        ("overwritten", "1"),
+        ("nothing below", "2"),
+    }
+
+
+def test_a_page_may_end_between_a_marker_and_what_it_lies_over() -> None:
+    pages = [
+        {
+            "DeleteMarkers": [version("a", 2, 3, True), version("b", 2, 3, True)],
+            "NextKeyMarker": "b",
+        },
+        {"Versions": [version("b", 1, 1)], "NextKeyMarker": "b"},
+        {"Versions": [version("b", 0, 1), version("c", 1, 1, True)], "NextKeyMarker": "c"},
+        {"Versions": [version("c", 1, 1, True)]},  # as versitygw does
+    ]
+    found = {(v["Key"], v["VersionId"]) for v in _superseded(pages, at(10))}
+    assert found == {("a", "2"), ("b", "1"), ("b", "0")}

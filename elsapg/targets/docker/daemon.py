@@ -20,6 +20,7 @@ import requests
 from docker.models.containers import Container
 
 from elsapg.errors import DeploymentError, MissingError, UnhealthyError
+from elsapg.targets.hosts import NEVER_STARTED, STARTS
 
 STACK_LABEL = "elsapg.stack"
 UNIT_LABEL = "elsapg.unit"
@@ -31,6 +32,8 @@ BASE_IMAGE = "debian:trixie-slim"
 
 EXIT_CODE_WITHIN_S = 5.0
 EXIT_CODE_UNKNOWN = 125
+# Docker's own, for a command that runc did not start.
+CANNOT_START = 126
 
 _FRAME = struct.Struct(">4xL")
 
@@ -115,6 +118,14 @@ def execute(container: Container, command: Sequence[str], user: str = "") -> tup
 
     Raises UnhealthyError when it says nothing for as long as the client's timeout.
     """
+    for _ in range(STARTS):
+        code, output = _execute(container, command, user)
+        if code != CANNOT_START or not NEVER_STARTED.search(output):
+            break
+    return code, output
+
+
+def _execute(container: Container, command: Sequence[str], user: str) -> tuple[int, str]:
     assert container.client is not None
     api = container.client.api
     run = api.exec_create(container.id, list(command), user=user)["Id"]

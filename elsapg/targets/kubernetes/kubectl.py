@@ -25,6 +25,7 @@ from elsapg.errors import (
     NotDeployedError,
     UnhealthyError,
 )
+from elsapg.targets.hosts import NEVER_STARTED, STARTS
 
 ANSWERS_WITHIN_S = 20
 # kubectl's last words when the command inside a pod ended with another code than 0.
@@ -133,7 +134,10 @@ class Kubectl:
         UnhealthyError when its output does not come to its end.
         """
         words = ["exec", pod, f"--container={container}", "--", *TO_ITS_END, *command]
-        done = self._run(words, None, timeout, check=False)
+        for _ in range(STARTS):
+            done = self._run(words, None, timeout, check=False)
+            if done.stdout or not NEVER_STARTED.search(done.stderr):
+                break
         stderr = _ASIDE.sub("", done.stderr)
         ended = _ENDED.search(stderr)
         told = stderr[: ended.start()] if ended else stderr
