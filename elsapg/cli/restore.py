@@ -12,7 +12,7 @@ from rich.table import Table
 
 from elsapg.cli import debugging
 from elsapg.cli.options import DEFAULT_STACK, Json, Stack, deployment
-from elsapg.cli.verify import show_failures
+from elsapg.cli.verify import sentence, show_failures
 from elsapg.errors import UnhealthyError, UsageError
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def _verify(where: Deployment, say: Callable[[str], None]) -> str:
         return ""
     # On standard error: with --json, standard output is for the result alone.
     show_failures(found, Console(stderr=True, soft_wrap=True, highlight=False))
-    return f"{len(found.failures)} of {len(found.checks)} checks are red"
+    return sentence(found)
 
 
 def _as_json(done: Restored, red: str) -> dict[str, Any]:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # The same finding on every unit is told once, for so many units by name.
 NAMED = 4
+# What is red is asked once more: a standby may be away for a moment, or a machine busy.
+SETTLES_WITHIN_S = 5.0
 
 
 def register(app: typer.Typer) -> None:
@@ -55,23 +57,24 @@ def verify(
     from elsapg.services.places import find_root  # noqa: PLC0415
 
     deployment = Deployment(find_root(), stack)
-    found = service.verify(deployment, only or [], debug=debugging())
+    found = service.settled(deployment, SETTLES_WITHIN_S, only or (), debug=debugging())
     folder = service.write_report(found, report, deployment.root)
     if as_json:
         print(json.dumps({**found.as_json(), "report": str(folder)}, indent=2))
     else:
         _show(found, folder, Console(soft_wrap=True, highlight=False))
     if not found.green:
-        raise UnhealthyError(_sentence(found))
+        raise UnhealthyError(f"stack {found.stack!r} does not hold: {sentence(found)}")
 
 
-def _sentence(found: Verification) -> str:
+def sentence(found: Verification) -> str:
+    """What does not hold, in a few words."""
     parts = [f"{len(found.failures)} of {len(found.checks)} checks are red"]
     if found.unjudged:
         parts.append(f"{len(found.unjudged)} could not be made")
     if found.broken:
         parts.append(found.broken[0])
-    return f"stack {found.stack!r} does not hold: {', '.join(parts)}"
+    return ", ".join(parts)
 
 
 def _show(found: Verification, folder: Path, console: Console) -> None:

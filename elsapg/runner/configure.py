@@ -123,6 +123,16 @@ def _values(config: Config, nodes: Iterable[str], names: list[str]) -> Values:
     return found
 
 
+def _patience(config: Config, before: Values, loop_wait: int) -> float:
+    """How long a change may take to be noticed, in seconds. One that needs a restart would stay
+    without effect if it were noticed after that."""
+    node, old = next((n, v) for n, v in before.items() if v)
+    sql = "SELECT EXISTS (SELECT FROM pg_settings WHERE name = ANY(%s) AND context = 'postmaster')"
+    with psycopg.connect(config.conninfo("postgres", host=node), autocommit=True) as db:
+        row = db.execute(sql, [list(old)]).fetchone()
+    return 60 if row and row[0] else 3 * loop_wait + 10
+
+
 def wait_until_noticed(config: Config, patroni: Patroni, before: Values, timeout: float) -> None:
     """Wait until each member runs the new values or says that it needs a restart for them."""
 
@@ -267,7 +277,7 @@ def run(config: Config) -> int:
     wait_for_sync(patroni)
     say("cluster: " + ", ".join(f"{m.name} {m.role}" for m in members))
     if any(before.values()):
-        wait_until_noticed(config, patroni, before, timeout=3 * desired["loop_wait"] + 10)
+        wait_until_noticed(config, patroni, before, _patience(config, before, desired["loop_wait"]))
     restart_pending(patroni, pools_held(config))
     first = leader(wait_for_cluster(patroni))
     check_known(

@@ -25,7 +25,7 @@ GATES = "ELSAPG_GATES"
 HELD_S = 20.0
 # What the poolers' certificate names, whatever address a pod has.
 SERVER_NAME = "pgbouncer"
-OPEN_S = 3.0
+OPEN_S = 5.0
 # PAUSE's own patience is 4 s (pool-gate).
 PAUSE_S = 5.0
 # A gate waits up to 5 s for its own node to know the new primary.

@@ -41,9 +41,13 @@ CONFIG = Path("/etc/elsapg")
 PAUSE_TIMEOUT_S = 60.0
 OPEN_TIMEOUT_S = 600.0
 RESUME_TIMEOUT_S = 120.0
+# A step looks often whether it is still wanted; it may stop a server before it ends.
+PREDECESSOR_S = 60.0
 # A copy of a large database takes hours; one that does not even begin is seen sooner.
 STANDBY_TIMEOUT_S = 24 * 3600.0
 STANDBY_BEGINS_S = 90.0
+# Patroni's word for a member that is being made.
+COPIES = "creating replica"
 ALIVE_EVERY_S = 5.0
 
 
@@ -107,10 +111,18 @@ class Driver:
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
+    """One step at a time. That of a driver who was killed comes to its end, and is waited for."""
+
+    def free() -> bool:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        return False
+
     with LOCK.open("w", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            wait_until(free, PREDECESSOR_S, "", pause=0.2)
+        except TimeoutError:
             raise RecoveryError(
                 "another restore works on this node: wait for it, or stop it"
             ) from None
@@ -253,7 +265,12 @@ class Node:
 
     def reinit(self, order: dict[str, Any]) -> dict[str, Any]:
         """Make every other node anew from this one; with `wait`, wait until they stream."""
-        line = int((self.journal.read() or {})["after"]["timeline"])
+        journal = self.journal.read() or {}
+        line = int(journal["after"]["timeline"])
+        # Who was asked for this line before, and copies now, is not to begin anew.
+        known = set(
+            journal["asked"]["nodes"] if journal.get("asked", {}).get("line") == line else ()
+        )
         asked: dict[str, float] = {}
         deadline = time.monotonic() + STANDBY_TIMEOUT_S
         while True:
@@ -262,11 +279,15 @@ class Node:
             if not late:
                 return {"late": []}
             for name in late:
+                if name in known and name in members and members[name].state == COPIES:
+                    asked.setdefault(name, time.monotonic())
                 idle = name not in members or members[name].state in ("stopped", "running", "")
                 due = time.monotonic() - asked.get(name, float("-inf")) > STANDBY_BEGINS_S
                 if due and (idle or name not in asked):
                     asked[name] = time.monotonic()
-                    self._reinitialize(name)
+                    if self._reinitialize(name):
+                        known.add(name)
+                        self.journal.write(asked={"line": line, "nodes": sorted(known)})
             if not order.get("wait"):
                 return {"late": late}
             if self.driver.gone():
@@ -275,15 +296,16 @@ class Node:
                 raise RecoveryError(f"{', '.join(late)}: not streaming after a day")
             time.sleep(0.3)
 
-    def _reinitialize(self, name: str) -> None:
+    def _reinitialize(self, name: str) -> bool:
         try:
             status, text = self.patroni.call(
                 name, "POST", "/reinitialize", {"force": True}, timeout=30
             )
         except PatroniError as error:
             self.driver.say(f"{name}: {error}")
-            return
+            return False
         self.driver.say(f"rebuilding {name}" if status == 200 else f"{name}: {text.strip()[:200]}")
+        return status == 200
 
     def resume(self, _order: dict[str, Any]) -> dict[str, Any]:
         """End the pause: Patroni watches over the cluster again."""

@@ -26,6 +26,7 @@ from elsapg.services import backups, clocks, lock
 from elsapg.services.deployment import Deployment
 from elsapg.services.peer import Peer
 from elsapg.services.places import Places
+from elsapg.targets.hosts import NEVER_STARTED, START_AGAIN_AFTER_S, STARTS
 
 Say = Callable[[str], None]
 Ask = Callable[[str], str]
@@ -445,12 +446,18 @@ def run_step(
     deployment: Deployment, node: str, step: str, order: dict[str, Any], say: Say
 ) -> dict[str, Any]:
     """One step of `elsapg.runner.restore` inside a node; returns what it found."""
-    peer = Peer(node, deployment.hosts.converse(node, "restore-step", step))
-    try:
-        peer.say(json.dumps(order))
-        return peer.finish(say)
-    finally:
-        peer.close()
+    for left in reversed(range(STARTS)):
+        peer = Peer(node, deployment.hosts.converse(node, "restore-step", step))
+        try:
+            peer.say(json.dumps(order))
+            return peer.finish(say)
+        except UnhealthyError as error:
+            if not left or not NEVER_STARTED.search(str(error)):
+                raise
+        finally:
+            peer.close()
+        time.sleep(START_AGAIN_AFTER_S)
+    raise AssertionError
 
 
 def unfinished(deployment: Deployment) -> dict[str, Any] | None:

@@ -55,7 +55,7 @@ def _peers(
 def _ready(gate: Peer, *, may_go: bool) -> bool:
     """False for a pool that was leaving, and has gone. Raises UnhealthyError for any other."""
     try:
-        gate.expect("ready", timeout=10)
+        gate.expect("ready", timeout=30)
     except UnhealthyError:
         if may_go:
             return False

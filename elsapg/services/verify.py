@@ -246,15 +246,21 @@ def verify(
     return Verification(deployment.stack, started, seconds, _once(checks), tuple(broken), left_out)
 
 
-def settled(deployment: Deployment, patience_s: float, *, debug: bool = False) -> Verification:
-    """Verify a stack that was just rebuilt: what is red is asked again until it holds, for so long.
+def settled(
+    deployment: Deployment, patience_s: float, only: Sequence[str] = (), *, debug: bool = False
+) -> Verification:
+    """As `verify`, and what does not hold is asked again until it does, for so long: a standby is
+    away for a moment, or a machine is busy.
 
     Raises what `verify` does.
     """
-    found = verify(deployment, debug=debug)
+    found = verify(deployment, only, debug=debug)
     deadline = time.monotonic() + patience_s
-    while found.failures and not found.broken and time.monotonic() < deadline:
-        again = verify(deployment, [check.label for check in found.failures], debug=debug)
+    while not found.broken and time.monotonic() < deadline:
+        doubtful = [*found.failures, *found.unjudged]
+        if not doubtful:
+            break
+        again = verify(deployment, [check.label for check in doubtful], debug=debug)
         newer = {(check.group, check.label): check for check in again.checks}
         found = replace(
             found,

@@ -15,7 +15,7 @@ from elsapg.definition import topology as t
 # happens on a busy machine ("waiting for init preliminary setup: … connection reset by peer", runc
 # 2812), and the next try succeeds: nothing has run, so any command may be tried again.
 NEVER_STARTED = re.compile(r"unable to start container process: (?!exec: )")
-STARTS = 3
+STARTS, START_AGAIN_AFTER_S = 3, 0.5
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ UnderWrites = Callable[..., Any]
 
 # bench/ does it for 60 s; half of that is past ttl too.
 ETCD_DOWN_S = 30
-# "No gap": well above a busy machine's hiccups, well below any failover.
-HICCUP_S = 4.0
+# "No gap": well above a busy machine's hiccups (without S3 each new segment is written in full, on
+# both nodes), below what a failover by ttl takes.
+HICCUP_S = 12.0
 # Keeps a lease alive as often as it can; says "ready" when it does, and at the end, when nobody
 # has answered for a while, every answer that was no success.
 _KEEPALIVES = """
@@ -95,7 +96,7 @@ def test_s3_down_under_load(
             for _ in range(4):
                 writes.wait_for_progress()
                 switched.append(_switch_wal(deployment, state.leader))
-            wait_for(lambda: _waiting(deployment, state.leader) >= 4, "WAL queues up", 30)
+            wait_for(lambda: _waiting(deployment, state.leader) >= 4, "WAL queues up", 60)
             writes.wait_for_progress()
         wait_for(
             lambda: (
@@ -110,7 +111,7 @@ def test_s3_down_under_load(
     report, after = under_writes(act)
     assert report.errors == 0, report.summary()
     assert report.gap.seconds < HICCUP_S, report.summary()
-    assert after.leader == before.leader
+    assert (after.leader, after.timeline) == (before.leader, before.timeline)
     archived = _archived_range(deployment)
     assert archived >= switched[-1], f"{archived} in the repository, {switched[-1]} was switched"
 
@@ -124,9 +125,10 @@ def test_haproxy_killed(faults: Faults, under_writes: UnderWrites) -> None:
 
 def test_pooler_killed(faults: Faults, under_writes: UnderWrites) -> None:
     """Only its own clients see an error; those of the other one do not even wait."""
-    pooler = faults.deployment.poolers[0]
-    report, _ = under_writes(lambda _state, writes: _crash_and_go_on(faults, pooler, writes))
+    before, pooler = faults.wait_healthy(), faults.deployment.poolers[0]
+    report, after = under_writes(lambda _state, writes: _crash_and_go_on(faults, pooler, writes))
     assert report.gap.seconds < HICCUP_S, report.summary()
+    assert (after.leader, after.timeline) == (before.leader, before.timeline)
 
 
 def test_a_reload_keeps_the_restart_policy(faults: Faults) -> None:
@@ -149,7 +151,7 @@ def _crash_and_wait(faults: Faults, unit: str) -> None:
         now = faults.container(unit).attrs["State"]
         return bool(now["Running"]) and now["StartedAt"] != before
 
-    wait_for(is_back, f"Docker restarts {unit}", 20)
+    wait_for(is_back, f"Docker restarts {unit}", 60)
 
 
 def _crash_and_go_on(faults: Faults, unit: str, writes: ContinuousWrites) -> None:

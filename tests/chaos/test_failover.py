@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
+import psycopg
 import pytest
 
+from elsapg.definition import topology as t
 from tests.chaos.faults import Faults, Healthy, wait_for
-from tests.chaos.writes import ContinuousWrites
+from tests.chaos.writes import DATABASE, Access, ContinuousWrites
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
 
@@ -77,7 +80,7 @@ def test_primary_crash_restarted_by_docker(faults: Faults, under_writes: UnderWr
             now = faults.container(state.leader).attrs["State"]
             return bool(now["Running"]) and now["StartedAt"] != before
 
-        wait_for(is_back, f"Docker restarts {state.leader}", 30)
+        wait_for(is_back, f"Docker restarts {state.leader}", 60)
         writes.wait_for_progress()
 
     under_writes(act)
@@ -120,6 +123,28 @@ def test_standby_killed(faults: Faults, under_writes: UnderWrites) -> None:
     assert report.errors == 0, report.summary()
     assert after.leader == before.leader
     assert after.timeline == before.timeline
+
+
+def test_readers_return_to_the_standby(faults: Faults, doors: Access) -> None:
+    """Without one they read from the primary, and do not stay there when it is back."""
+
+    def at_a_standby() -> bool:
+        with doors.connect("elsa_readonly", f"{DATABASE}_readonly") as reader:
+            row = reader.execute("SELECT pg_is_in_recovery()").fetchone()
+        return bool(row and row[0])
+
+    def at_the_primary() -> bool:
+        with contextlib.suppress(psycopg.OperationalError):  # what the standby took with it
+            return not at_a_standby()
+        return False
+
+    state = faults.wait_healthy()
+    wait_for(at_a_standby, "readers are at the standby", t.READERS_RETURN_S + 30)
+    with faults.down(state.sync_standby):
+        wait_for(at_the_primary, "readers are at the primary", 60)
+    faults.wait_healthy()
+    # Somebody reads all the while: no connection is idle for long.
+    wait_for(at_a_standby, "readers are at the standby again", t.READERS_RETURN_S + 30)
 
 
 def test_standby_silently_unreachable(faults: Faults, under_writes: UnderWrites) -> None:

@@ -13,7 +13,7 @@ from tests.chaos.faults import Faults, wait_for
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
 
 DATABASES = ("elsa_workflows", "elsa_runtime")
-JOB = "chaos-effect"
+HEARTBEAT, JOB = "elsapg-heartbeat", "chaos-effect"
 
 _ADD = f"""
 CREATE TABLE elsa_jobs.chaos_effect (at timestamptz NOT NULL DEFAULT clock_timestamp());
@@ -63,11 +63,13 @@ def test_each_slot_runs_once_over_a_failover(
     leader = faults.wait_healthy().leader
 
     def next_slot_ran() -> bool:
-        return all(_last_slot(deployment, leader, database) > due for database in DATABASES)
+        slots = [_last_slot(deployment, leader, database, HEARTBEAT) for database in DATABASES]
+        slots.append(_last_slot(deployment, leader, "elsa_workflows", JOB))
+        return all(slot > due for slot in slots)
 
-    wait_for(next_slot_ran, "the slot after the failover's", 120, pause=1)
+    wait_for(next_slot_ran, "the slot after the failover's", 180, pause=1)
     for database in DATABASES:
-        assert _holes(deployment, leader, database, "elsapg-heartbeat") == [], database
+        assert _holes(deployment, leader, database, HEARTBEAT) == [], database
     assert _holes(deployment, leader, "elsa_workflows", JOB) == []
     effects, runs = deployment.query(
         leader,
@@ -79,10 +81,10 @@ def test_each_slot_runs_once_over_a_failover(
     assert int(runs) >= 2
 
 
-def _last_slot(deployment: Deployment, node: str, database: str) -> float:
+def _last_slot(deployment: Deployment, node: str, database: str, job: str) -> float:
     sql = (
         "SELECT coalesce(extract(epoch FROM max(slot)), 0) FROM elsa_jobs.run "
-        "WHERE job = 'elsapg-heartbeat' AND finished_at IS NOT NULL"
+        f"WHERE job = '{job}' AND finished_at IS NOT NULL"
     )
     return float(deployment.query(node, sql, database)[0][0])
 

@@ -15,6 +15,9 @@ pytestmark = [pytest.mark.docker, pytest.mark.slow]
 
 UnderWrites = Callable[..., Any]
 
+# Whoever is left alone with a pause ends it at once; by its own clock it would after 20 s.
+RESUMED_S = 15.0
+
 
 def test_switchover_fails_no_transaction(faults: Faults, under_writes: UnderWrites) -> None:
     def act(_state: Healthy, _writes: ContinuousWrites) -> None:
@@ -37,13 +40,21 @@ def test_switchover_killed_in_the_middle(
     def act(_state: Healthy, _writes: ContinuousWrites) -> None:
         process = faults.elsapg("switchover")
         try:
-            # A console's answer takes a moment; the pause lasts longer than that.
-            wait_for(faults.paused_pools, "a pool is paused", 30, pause=0.02)
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line.startswith("switching over"), line + process.stdout.read()
+            # Then it pauses the pools, for a second or two; a console's answer takes a moment.
+            wait_for(
+                lambda: faults.paused_pools() or process.poll() is not None,
+                "a pool is paused",
+                60,
+                pause=0.02,
+            )
             time.sleep(after_pause_s)
         finally:
             process.kill()
             process.communicate(timeout=30)
-        wait_for(lambda: not faults.paused_pools(), "every pool is resumed", 10, pause=0.1)
+        wait_for(lambda: not faults.paused_pools(), "every pool is resumed", RESUMED_S, pause=0.1)
 
     under_writes(act)
     assert faults.paused_pools() == []

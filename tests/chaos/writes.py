@@ -186,13 +186,25 @@ class ContinuousWrites:
 
     def prepare(self) -> None:
         """Make the table, through the session door, as migrations do."""
-        with self._doors.connect("elsa_migrator", f"{DATABASE}_session") as db:
-            db.execute(_DDL)
+        self._as_migrator(_DDL)
 
     def drop(self) -> None:
         """Remove the table again."""
-        with self._doors.connect("elsa_migrator", f"{DATABASE}_session") as db:
-            db.execute(f"DROP TABLE IF EXISTS {TABLE}")
+        self._as_migrator(f"DROP TABLE IF EXISTS {TABLE}")
+
+    def _as_migrator(self, sql: str) -> None:
+        """PgBouncer may have no connection to the server yet, and gives it a second to come."""
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with self._doors.connect("elsa_migrator", f"{DATABASE}_session") as db:
+                    db.execute(sql)
+            except psycopg.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+            else:
+                return
 
     def start(self) -> None:
         """Start the writers; returns when each has had its first row acknowledged."""
@@ -201,12 +213,15 @@ class ContinuousWrites:
             thread = threading.Thread(target=self._write, args=(number,), daemon=True)
             self._threads.append(thread)
             thread.start()
-        deadline = self._started + 30
+        deadline = self._started + 90
         while not all(log.acknowledged for log in self._logs):
             if time.monotonic() > deadline:
                 kinds = Counter(kind for log in self._logs for _, kind in log.errors)
-                raise TimeoutError(f"not every writer could write within 30 s: {dict(kinds)}")
+                raise TimeoutError(f"not every writer could write within 90 s: {dict(kinds)}")
             time.sleep(0.02)
+        # What a first connection met was before anything was done to the stack.
+        for log in self._logs:
+            log.errors.clear()
 
     def _write(self, number: int) -> None:
         log = self._logs[number]
@@ -253,7 +268,7 @@ class ContinuousWrites:
         """Commits acknowledged so far."""
         return sum(len(log.acknowledged) for log in self._logs)
 
-    def wait_for_progress(self, rows: int = 100, timeout: float = 60) -> None:
+    def wait_for_progress(self, rows: int = 100, timeout: float = 120) -> None:
         """Wait until every writer together have `rows` more acknowledged."""
         wanted = self.acknowledged + rows
         deadline = time.monotonic() + timeout
@@ -262,7 +277,7 @@ class ContinuousWrites:
                 raise TimeoutError(f"fewer than {rows} commits within {timeout:.0f} s")
             time.sleep(0.05)
 
-    def wait_for_everyone(self, timeout: float = 60) -> None:
+    def wait_for_everyone(self, timeout: float = 120) -> None:
         """Wait until each single writer has had one more row acknowledged."""
         before = [len(log.acknowledged) for log in self._logs]
         deadline = time.monotonic() + timeout

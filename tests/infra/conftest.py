@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import testinfra  # type: ignore[import-untyped]
 
 from elsapg.definition import topology as t
 from elsapg.services import verify_plugin
 from elsapg.services.deployment import Deployment
 from elsapg.services.places import find_root
 from elsapg.targets.docker import daemon as d
+from tests.infra import hosts
 from tests.infra.facts import Backend, Containment, Facts, Unit
 from tests.infra.kubernetes_backend import Cluster, KubernetesBackend
 
@@ -42,7 +42,7 @@ class DockerBackend:
         self._deployment = deployment
 
     def host(self, unit: str) -> Any:
-        return testinfra.get_host(f"docker://{self._deployment.hosts.physical(unit)}")
+        return hosts.get(f"docker://{self._deployment.hosts.physical(unit)}")
 
     def containment(self, unit: str) -> Containment:
         with d.daemon(timeout=30) as client:
@@ -68,7 +68,7 @@ class DockerBackend:
         told = []
         with d.daemon(timeout=30) as client:
             label = f"{d.STACK_LABEL}={self._deployment.stack}"
-            found = client.containers.list(all=True, filters={"label": label})
+            found = client.containers.list(all=True, filters={"label": label}, ignore_removed=True)
             for image in {c.attrs["Image"] for c in found}:
                 attributes = client.api.inspect_image(image)  # type: ignore[no-untyped-call]
                 history = client.api.history(image)  # type: ignore[no-untyped-call]

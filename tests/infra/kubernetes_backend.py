@@ -8,11 +8,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import testinfra  # type: ignore[import-untyped]
-
 from elsapg.services.deployment import Deployment
 from elsapg.targets.kubernetes.forward import LOCAL, Forward, forward
 from elsapg.targets.kubernetes.hosts import KubernetesHosts
+from tests.infra import hosts
 from tests.infra.facts import Containment, judge
 
 Object = Mapping[str, Any]
@@ -97,7 +96,7 @@ class KubernetesBackend:
     def host(self, unit: str) -> Any:
         spot, kubectl = self._hosts.spot(unit), self._hosts.kubectl
         context = {"context": kubectl.context} if kubectl.context else {}
-        return testinfra.get_host(
+        return hosts.get(
             f"kubectl://{spot.pod}",
             container=spot.container,
             namespace=kubectl.namespace,

@@ -194,7 +194,7 @@ _ELSA = {
 _POSTGRES = {
     **_COMMON,
     "cron_runs": """
-        SELECT j.jobname, d.database, d.username, d.status, d.return_message,
+        SELECT j.jobname, d.runid, d.database, d.username, d.status, d.return_message,
             extract(epoch FROM now() - d.start_time)::float AS age
         FROM cron.job_run_details AS d JOIN cron.job AS j USING (jobid)
         WHERE d.start_time > now() - interval '1 hour'""",

@@ -58,7 +58,7 @@ def test_the_trail_is_written(facts: Facts, primary: str) -> None:
     # A temporary table: gone with the session, never replicated.
     name = f"elsapg_audit_{uuid.uuid4().hex}"
     facts.deployment.query(primary, f"CREATE TEMPORARY TABLE {name} ()")
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while not any(
         name in line and "AUDIT: SESSION" in line and "DDL,CREATE TABLE" in line
         for line in facts.backend.logs(primary).splitlines()

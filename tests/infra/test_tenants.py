@@ -212,7 +212,7 @@ def test_a_session_leaves_nothing_in_the_pool(facts: Facts, pooler: str) -> None
     setting = "app.elsapg_verify"  # any but the tenant's: this must not open the hole it looks for
     door = (pooler, "elsa_app", "elsa_workflows")
     look = f"SELECT pg_backend_pid(), nullif(current_setting('{setting}', true), '')"
-    for _ in range(5):  # until both come to the same server connection
+    for _ in range(50):  # until both come to the same server connection
         with facts.connect(*door) as first, facts.connect(*door) as second:
             pid = first.execute(
                 f"SELECT pg_backend_pid() FROM set_config('{setting}', 'left', false)"

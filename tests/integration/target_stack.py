@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import docker
 import psycopg
 import yaml
 from docker.models.containers import Container
@@ -30,7 +29,7 @@ class Target:
     def __init__(self, stack: str, root: Path = ROOT) -> None:
         self.stack = stack
         self.root = root
-        self.docker = docker.from_env()
+        self.docker = d.client()
         self.said: list[str] = []
         """All that the CLI has printed without --debug."""
 
@@ -122,7 +121,7 @@ class Target:
 
     def containers(self) -> dict[str, Container]:
         """Every container with the stack's label, by unit."""
-        found = self.docker.containers.list(all=True, filters=self.labelled)
+        found = self.docker.containers.list(all=True, filters=self.labelled, ignore_removed=True)
         units = [str(c.labels[d.UNIT_LABEL]) for c in found]
         assert len(set(units)) == len(units), f"twice: {sorted(units)}"
         return dict(zip(units, found, strict=True))
@@ -196,7 +195,7 @@ class Target:
         return found
 
 
-def eventually(what: Callable[[], Any], seconds: float = 60, pause: float = 0.3) -> Any:
+def eventually(what: Callable[[], Any], seconds: float = 180, pause: float = 0.3) -> Any:
     """What `what` gives once it is true; the last failure if it never is."""
     deadline = time.monotonic() + seconds
     while True:

@@ -173,7 +173,7 @@ def down(root: Path) -> None:
     ours = ("--filter", f"label={LABEL}={name}")
     containers = _docker("ps", "-aq", *ours).split()
     if containers:
-        _docker("rm", "-f", "-v", *containers)
+        _docker("rm", "-f", "-v", *containers, timeout=600)
     for network in _docker("network", "ls", "-q", *ours).split():
         _docker("network", "rm", network)
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 
 from elsapg import process
-from tests.chaos.faults import Subject, wait_for
+from tests.chaos.faults import Healthy, Subject, wait_for
 from tests.kubernetes.stack import Stack
 
 NODE_BACK_S = 120
@@ -24,6 +24,20 @@ class KubernetesFaults(Subject):
         """Wait until every pod is ready, whatever the test before left."""
         self.stack.wait_ready()
         self.wait_healthy()
+
+    def healthy(self) -> Healthy | None:
+        """As everywhere, and the Service leads to the leader: a kubelet that was started again
+        calls its pods unready until it has asked them."""
+        state = super().healthy()
+        selector = "--selector=kubernetes.io/service-name=primary"
+        slices = json.loads(self.stack.kubectl("get", "endpointslices", selector, "-o", "json"))
+        led = {
+            endpoint["targetRef"]["name"]
+            for piece in slices["items"]
+            for endpoint in piece.get("endpoints") or ()
+            if endpoint["conditions"].get("ready")
+        }
+        return state if state and led == {state.leader} else None
 
     def delete_pod(self, pod: str, *, force: bool = False) -> None:
         """Delete a pod; `force`: at once, without its handover and without a word to its node."""

@@ -8,11 +8,11 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-import docker
 import yaml
 
 from elsapg.services.machine import VERSITYGW, build
 from elsapg.services.places import Places
+from elsapg.targets.docker import daemon as d
 from tests.kubernetes.binaries import static_image
 from tests.kubernetes.certificates import Authority
 from tests.kubernetes.cluster import Cluster
@@ -42,8 +42,8 @@ def start(cluster: Cluster, root: Path) -> S3:
         data = {key: base64.b64decode(value).decode() for key, value in kept.items()}
     else:
         data = _deploy(cluster, root)
-    wait = ("rollout", "status", "deployment/s3", "--timeout=90s")
-    cluster.kubectl("-n", NAMESPACE, *wait, timeout=100)
+    wait = ("rollout", "status", "deployment/s3", "--timeout=300s")
+    cluster.kubectl("-n", NAMESPACE, *wait, timeout=310)
     return S3(f"{HOST}:{PORT}", data["ca.crt"], data["access-key"], data["secret-key"])
 
 
@@ -73,7 +73,7 @@ def _push(cluster: Cluster, root: Path) -> str:
     build(places, VERSITYGW, print)
     repository = f"{cluster.registry}/elsapg-test-s3"
     image = f"{repository}:{VERSITYGW.version(places)}"
-    client = docker.from_env()
+    client = d.client()
     try:
         client.images.load(static_image(places.bin / VERSITYGW.name, image))
         for line in client.images.push(image, stream=True, decode=True):

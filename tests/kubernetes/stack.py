@@ -25,10 +25,10 @@ from elsapg.services.deployment import Deployment
 from tests.chaos.writes import Access, access
 from tests.kubernetes import s3, system
 from tests.kubernetes.cluster import Cluster
-from tests.stacks import elsapg
+from tests.stacks import elsapg, far_off, images
 
 STACK = "test-kubernetes"
-READY_TIMEOUT_S = 300
+READY_TIMEOUT_S = 600
 
 
 @dataclass
@@ -250,6 +250,7 @@ def running_stack(
     stack = prepare(cluster, root, bucket, name, **settings)
     finished = False
     try:
+        images()  # once for all workers
         stack.run("images", "push")
         stack.render()
         stack.apply()
@@ -279,7 +280,10 @@ def prepare(
         "postgres": {"memory_mb": 768, "cpus": 1, "wal_volume_size": "2Gi"},
         # Room for a pool that leaves slowly beside its successor.
         "pooler": {"max_db_connections": 7},
-        "archive": {"endpoint": bucket.endpoint, "ca": bucket.ca, "bucket": s3.BUCKET},
+        "archive": {
+            **{"endpoint": bucket.endpoint, "ca": bucket.ca, "bucket": s3.BUCKET},
+            **far_off(),
+        },
         "kubernetes": {
             "registry": cluster.registry,
             "secrets": "cluster",
@@ -299,8 +303,9 @@ def prepare(
 def remove(stack: Stack, *, bucket: bool = True) -> None:
     """Remove a stack with its data, and the bucket that it may have shared: another stack could
     not read what this one has encrypted."""
-    namespaces = (stack.namespace, *((s3.NAMESPACE,) if bucket else ()))
-    stack.cluster.kubectl("delete", "namespace", *namespaces, "--ignore-not-found", timeout=240)
+    # S3 last: a primary that stops ships its last WAL.
+    for namespace in (stack.namespace, *((s3.NAMESPACE,) if bucket else ())):
+        stack.cluster.kubectl("delete", "namespace", namespace, "--ignore-not-found", timeout=600)
     if stack.cluster.ours:
         system.renew_volumes(stack.cluster)
     shutil.rmtree(stack.manifests, ignore_errors=True)

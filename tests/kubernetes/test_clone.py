@@ -11,6 +11,7 @@ import yaml
 from elsapg import stackfile
 from elsapg.definition import topology as t
 from elsapg.services.deployment import Deployment
+from elsapg.targets.hosts import Completed
 from tests.chaos.faults import archive_all, wait_for
 from tests.kubernetes.faults import KubernetesFaults
 from tests.kubernetes.stack import Stack, remove
@@ -74,7 +75,7 @@ def test_a_look_at_the_past(
 
     _ends(look)
     assert sums(look.deployment) == before
-    wait_for(look.verified, "verify is green", 120, 5)
+    wait_for(look.verified, "verify is green", 400, 5)
     # Another one of its name would find what this one has written.
     stackfile.stack_file(look.root, CLONE).unlink()
     again = elsapg(stack.root, "clone", "--stack", stack.name, "--to", CLONE, "--as", CLONE)
@@ -88,11 +89,17 @@ def _comes_once_it_is_opened(look: Stack) -> None:
     look.apply_manifests()
     wait_for(lambda: _closed(look), "a node says what is missing", 180, 1)
     for node in look.deployment.nodes:
-        assert look.deployment.hosts.run(node, "ls", f"{t.PGDATA}/PG_VERSION").code != 0, node
+        # It may be on its way, or have waited for too long and start again.
+        [done] = wait_for(lambda node=node: [_look_for_data(look, node)], f"{node} runs", 240)
+        assert done.code != 0, node
     assert "made     source" in look.run("secrets", "apply")
     # A Secret takes its time to reach a pod, and a node that waited too long for it starts again.
     look.wait_ready(480)
     KubernetesFaults(look).wait_healthy()
+
+
+def _look_for_data(look: Stack, node: str) -> Completed:
+    return look.deployment.hosts.run(node, "ls", f"{t.PGDATA}/PG_VERSION")
 
 
 def _is_its_own(clone: Deployment, source: Deployment) -> None:

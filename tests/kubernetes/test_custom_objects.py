@@ -42,7 +42,7 @@ def knowing(cluster: Cluster) -> Iterator[Cluster]:
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
     cluster.kubectl(*apply, stdin=json.dumps(namespace))
     yield cluster
-    cluster.kubectl("delete", "namespace", NAMESPACE)
+    cluster.kubectl("delete", "namespace", NAMESPACE, timeout=240)
     cluster.kubectl("delete", "--wait=false", *names)
 
 

@@ -24,6 +24,8 @@ pytestmark = [pytest.mark.kubernetes, pytest.mark.slow]
 UnderWrites = Callable[..., Any]
 # For longer than nodes may be silent (50 s) before Kubernetes takes them for gone.
 AWAY_S = 56
+# Its clients stay until somebody has looked at them, and go before its pod has to.
+LONG_LIFE_S = 40
 # What a client sees that begins a transaction while PgBouncer ends, or just after.
 POOL_LEAVES = re.compile(
     r"server shutting down|unexpected eof|EOF detected|closed the connection unexpectedly"
@@ -125,16 +127,25 @@ def test_a_switchover_while_a_pool_leaves(
 
     def act(_state: Healthy, writes: ContinuousWrites) -> None:
         pod = deployment.hosts.physical("pgbouncer-1")
+        inside = ("exec", pod, "--container=pgbouncer", "--")
+        # One that a switchover holds stays: for as long as this test looks, too.
+        stack.kubectl(*inside, "touch", "/run/pgbouncer/held.test")
         stack.kubectl("delete", "pod", pod, "--wait=false")
-        wait_for(replaced, "another one is there beside it", 30)
-        clients = deployment.pooler_console(deployment.pools()[-1], "SHOW CLIENTS")
-        assert "elsa_app" in {client["user"] for client in clients}
+        wait_for(replaced, "another one is there beside it", 60)
+        leaving = deployment.pools()[-1]
+
+        def users() -> set[str]:
+            return {c["user"] for c in deployment.pooler_console(leaving, "SHOW CLIENTS")}
+
+        assert "elsa_app" in users()
         faults.switchover()
         writes.wait_for_everyone()
+        wait_for(lambda: "elsa_app" not in users(), "its clients have gone", 60)
+        stack.kubectl(*inside, "rm", "/run/pgbouncer/held.test")
         stack.wait_ready()
 
     before = faults.wait_healthy()
-    report, after = under_writes(act, lifetime=_lifetime(stack))
+    report, after = under_writes(act, lifetime=LONG_LIFE_S)
     assert report.errors == 0, report.summary()
     assert after.leader != before.leader
 
@@ -158,8 +169,8 @@ def test_an_answer_that_is_cut_off_is_none(stack: Stack, faults: KubernetesFault
         assert faults.on_machine(machine, "pkill", "-KILL", "-x", "kubelet")
         with pytest.raises(UnhealthyError, match=f"^{node}: the connection to .* broke off"):
             told.result()
+    wait_for(lambda: hosts.run(node, "true").code == 0, "its kubelet answers again", 120)
     faults.wait_ready()
-    wait_for(lambda: hosts.run(node, "true").code == 0, "its kubelet answers again", 60)
 
 
 def _ours(stack: Stack) -> None:

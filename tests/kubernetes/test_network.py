@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from elsapg.definition import topology as t
+from tests.chaos.faults import wait_for
 from tests.kubernetes import s3
 from tests.kubernetes.faults import KubernetesFaults
 from tests.kubernetes.stack import Stack
@@ -71,7 +72,9 @@ def _pod(stack: Stack, component: str | None) -> str:
         },
     }
     stack.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(pod))
-    stack.kubectl("wait", f"pod/{name}", "--for=condition=ContainersReady", "--timeout=60s")
+    stack.kubectl(
+        "wait", f"pod/{name}", "--for=condition=ContainersReady", "--timeout=180s", timeout=190
+    )
     return name
 
 
@@ -84,7 +87,8 @@ def stranger(stack: Stack) -> Iterator[str]:
 
 def _reach(stack: Stack, pod: str, *to: str) -> dict[str, str]:
     words = ("exec", pod, "--", "python3", "-c", _TRY, *to)
-    return dict(line.split() for line in stack.kubectl(*words, timeout=90).splitlines())
+    told = wait_for(lambda: stack.kubectl(*words, timeout=90), f"{pod} answers", 180)
+    return dict(line.split() for line in told.splitlines())
 
 
 def _addresses(stack: Stack) -> dict[str, str]:

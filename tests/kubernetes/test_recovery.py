@@ -9,6 +9,7 @@ import pytest
 from tests.chaos.faults import wait_for
 from tests.kubernetes.faults import KubernetesFaults
 from tests.kubernetes.stack import Stack
+from tests.stacks import elsapg
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.slow]
 
@@ -43,12 +44,12 @@ def test_the_repository_is_checked_by_its_cronjob(stack: Stack, faults: Kubernet
         wait_for(
             lambda: stack.job_ends("check-by-hand") & {"Complete", "Failed"},
             "the check ends",
-            180,
+            600,
             1,
         )
         logs = stack.kubectl("logs", "job/check-by-hand", check=False)
         assert "Complete" in stack.job_ends("check-by-hand"), logs
     finally:
         stack.kubectl("delete", "job", "check-by-hand")
-    state = json.loads(stack.run("status", "--json"))
+    state = json.loads(elsapg(stack.root, "status", "--json", "--stack", stack.name).stdout)
     assert not [p for p in state["problems"] if "check" in json.dumps(p)], state["problems"]

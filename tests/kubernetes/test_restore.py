@@ -99,12 +99,13 @@ def _scheduled(stack: Stack, name: str) -> str:
     job = f"{name}-by-hand"
     stack.kubectl("create", "job", f"--from=cronjob/{name}", job)
     try:
-        wait_for(lambda: _failed_pods(stack, job), f"{job} fails", 120, 0.5)
-        return stack.kubectl("logs", f"job/{job}")
+        failed = wait_for(lambda: _failed_pods(stack, job), f"{job} fails", 120, 0.5)
+        return stack.kubectl("logs", failed[0])
     finally:
         stack.kubectl("delete", "job", job)
 
 
-def _failed_pods(stack: Stack, job: str) -> bool:
-    status = json.loads(stack.kubectl("get", "job", job, "-o", "json")).get("status", {})
-    return bool(status.get("failed"))
+def _failed_pods(stack: Stack, job: str) -> list[str]:
+    """Another one may be tried already."""
+    pods = json.loads(stack.kubectl("get", "pods", f"--selector=job-name={job}", "-o", "json"))
+    return [p["metadata"]["name"] for p in pods["items"] if p["status"]["phase"] == "Failed"]

@@ -25,7 +25,7 @@ def test_everything_is_lost_but_s3(stack: Stack, faults: KubernetesFaults) -> No
     before = sums(deployment)
     archive_all(deployment)
     kept = [_copy(stack, name) for name in ("repository", "encryption-keys")]
-    stack.kubectl("delete", "namespace", stack.namespace, timeout=240)
+    stack.kubectl("delete", "namespace", stack.namespace, timeout=600)
     if stack.cluster.ours:
         system.renew_volumes(stack.cluster)
     stack.write({"recovery": {"to": "latest"}})

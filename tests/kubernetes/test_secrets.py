@@ -50,11 +50,15 @@ def test_a_missing_one_is_named_and_made_again(
     """A pod that starts without it waits; `status` says for what, and `secrets apply` makes it."""
     stack.kubectl("delete", "secret", "tls-pg")
     stack.kubectl("delete", "pod", standby, "--wait=false")
-    wait_for(lambda: "tls-pg" in _said(stack, "status"), "status names the Secret", 120, 2)
-    assert "secrets apply" in _said(stack, "status")
+
+    def told() -> bool:
+        said = _said(stack, "status")
+        return "tls-pg" in said and "secrets apply" in said
+
+    wait_for(told, "status names the Secret and what makes it", 300, 2)
     stack.run("secrets", "apply")
     faults.wait_ready()
-    wait_for(stack.verified, "verify is green", 120, 5)
+    wait_for(stack.verified, "verify is green", 400, 5)
 
 
 def test_a_wrong_one_is_told_and_nothing_is_lost(stack: Stack, faults: KubernetesFaults) -> None:
@@ -68,14 +72,14 @@ def test_a_wrong_one_is_told_and_nothing_is_lost(stack: Stack, faults: Kubernete
         refused = elsapg(stack.root, "backup", "now", "--stack", stack.name)
         assert refused.returncode and "provided access key" in refused.stdout, refused.stdout
         assert WRONG not in refused.stdout
-        assert "archiv" in _said(stack, "status")
+        wait_for(lambda: "archiv" in _said(stack, "status"), "status says so", 120, 2)
         assert not stack.verified()
     finally:
         _put(stack, good)
     wait_for(lambda: not _waiting(stack), "all of it is archived", ARRIVES_S, 5)
     stack.run("backup", "now")
     faults.wait_healthy()
-    wait_for(stack.verified, "verify is green", 120, 5)
+    wait_for(stack.verified, "verify is green", 400, 5)
     assert deployment.members()
 
 

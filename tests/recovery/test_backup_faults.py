@@ -65,7 +65,7 @@ def test_the_primary_is_killed(archived: ArchiveStack) -> None:
     archived.wait(
         lambda: any(m["role"] == "sync_standby" for m in archived.deployment.members()),
         f"{primary} does not come back",
-        120,
+        300,
     )
     assert labels(archived) == before
     archived.elsapg("backup", "now")

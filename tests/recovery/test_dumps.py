@@ -191,7 +191,7 @@ def test_s3_goes_away_in_the_middle(with_old: ArchiveStack) -> None:
                 f" WHERE relation = '{TABLE}'::regclass AND mode = 'AccessExclusiveLock'",
                 "elsa_workflows",
             )
-            told, _ = going.communicate(timeout=120)
+            told, _ = going.communicate(timeout=300)
     assert going.returncode == 7
     failed(with_old, told, "was not stored")
     assert with_old.dumps() == before

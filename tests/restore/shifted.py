@@ -13,6 +13,7 @@ import docker
 from docker.models.containers import Container
 
 from elsapg.definition import topology as t
+from elsapg.targets.docker import daemon as d
 from tests.chaos.faults import Faults
 
 # On the node's own volume, which its agent has as well.
@@ -52,7 +53,7 @@ def shifted(faults: Faults, node: str) -> Iterator[Clock]:
     """Inside the block the node's clock can be set; it is right at the beginning."""
     units = (node, t.agent_name(node))
     was = {unit: faults.container(unit).attrs for unit in units}
-    with contextlib.closing(docker.from_env(timeout=600)) as client:
+    with contextlib.closing(d.client()) as client:
         image = _image(client, was[node])
         try:
             clock = Clock(faults, node)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from elsapg.services import status
+from elsapg.services import status, verify
 from elsapg.services.deployment import Deployment
 from tests.chaos.faults import Faults, archive_all, wait_for
 from tests.chaos.writes import Access
@@ -39,13 +39,15 @@ def test_a_clock_that_is_ahead(filled: Deployment, doors: Access, faults: Faults
         assert not _told(filled)
         clock.set_off(HOUR)
         wait_for(lambda: _told(filled), "status tells of the clock", 30)
-        assert ArchiveStack(filled).red() == {"test_the_clocks_agree"}
+        # Two of its containers were just made again.
+        found = verify.settled(filled, 60)
+        assert {check.name for check in found.failures} == {"test_the_clocks_agree"}
         _an_hour(filled, doors, faults, clock, wrong)
         clock.set_off(TEN_MINUTES)
         wait_for(lambda: _told(filled), "status tells of the clock", 30)
         _ten_minutes(filled, clock)
     faults.wait_healthy()
-    wait_for(lambda: not status.gather(filled).problems, "a healthy stack", 120, 1)
+    wait_for(lambda: not status.gather(filled).problems, "a healthy stack", 240, 1)
 
 
 def _an_hour(

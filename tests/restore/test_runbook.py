@@ -140,6 +140,7 @@ for n in $(seq 6000); do
   fi
   sleep 0.02
 done
+exit 2
 """
 
 _WAS_KILLED = """
@@ -156,14 +157,14 @@ def _kill_while_it_recovers(deployment: Deployment, node: str) -> bool:
     def done() -> bool:
         return deployment.hosts.run(node, "sh", "-c", _WHILE_IT_RECOVERS, timeout=150).code < 2
 
-    wait_for(done, f"{node} has its data", 300, pause=0.05)
+    wait_for(done, f"{node} has its data", 900, pause=0.05)
 
     def was_killed() -> str:
         said = deployment.hosts.run(node, "sh", "-c", _WAS_KILLED).output.strip()
         return said if said in ("killed", "whole") else ""
 
     # It may be on its way back, and end the command.
-    if wait_for(was_killed, f"{node} runs", 60) == "whole":
+    if wait_for(was_killed, f"{node} runs", 180) == "whole":
         return False
 
     def begins_again() -> bool:
@@ -171,4 +172,4 @@ def _kill_while_it_recovers(deployment: Deployment, node: str) -> bool:
             log = client.containers.get(deployment.hosts.physical(node)).logs().decode()
         return "did not come to its end; it is made again" in log
 
-    return bool(wait_for(begins_again, f"{node} begins again", 120))
+    return bool(wait_for(begins_again, f"{node} begins again", 300))

@@ -197,7 +197,13 @@ class FakeDocker:
         made._did("create")
         return made
 
-    def list(self, names: Any = None, all: bool = False, filters: Any = None) -> list[Any]:
+    def list(
+        self,
+        names: Any = None,
+        all: bool = False,
+        filters: Any = None,
+        ignore_removed: bool = False,
+    ) -> list[Any]:
         if names is not None:
             return [n for name, n in self.nets.items() if f"^{name}$" in names]
         wanted = dict(

@@ -141,12 +141,12 @@ def test_a_pool_that_refuses_is_left_out(gate: MakeGate, node: Path) -> None:
 def test_a_gate_that_says_nothing_holds_up_nobody(
     gate: MakeGate, node: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gates, "PAUSE_S", 0.3)
+    monkeypatch.setattr(gates, "PAUSE_S", 2)
     good, mute = gate(), gate(pause=None)
     start = time.monotonic()
     with holding(WHERE, Pair.of_node(node)) as held:
         assert held == [good.name]
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 10
     assert mute.closed.wait(5)
 
 

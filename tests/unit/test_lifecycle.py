@@ -10,8 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -186,30 +185,42 @@ def test_the_handlers_are_given_back(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGINT) == before
 
 
+def when_up(number: int) -> Callable[[str], None]:
+    """The signal to this process, once the engine says that it has its own trap."""
+
+    def signals(line: str) -> None:
+        if line == "up":
+            os.kill(os.getpid(), number)
+
+    return signals
+
+
 @pytest.mark.usefixtures("handlers")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_asks_the_engine_to_stop_once(tmp_path: Path, number: int) -> None:
-    command = engine(tmp_path, "trap 'echo stopping; exit 1' INT; while :; do sleep 0.05; done")
-    threading.Timer(0.4, os.kill, (os.getpid(), number)).start()
+    script = "trap 'echo stopping; exit 1' INT; echo up; while :; do sleep 0.05; done"
+    command = engine(tmp_path, script)
     with pytest.raises(KeyboardInterrupt):
-        command.run(["up"], str(tmp_path), {})
+        command.run(["up"], str(tmp_path), {}, on_output=when_up(number))
     assert command.interrupts == 1
     assert command.last is not None
-    assert command.last.stdout == "stopping"
+    assert command.last.stdout == "up\nstopping"
 
 
 @pytest.mark.usefixtures("handlers")
 def test_the_second_ctrl_c_kills(tmp_path: Path) -> None:
-    command = engine(tmp_path, "trap '' INT; while :; do sleep 0.05; done")
+    command = engine(tmp_path, "trap '' INT; echo up; while :; do sleep 0.05; done")
     counts: list[int] = []
-    command.on_interrupt = counts.append
-    for delay in (0.3, 0.5):
-        threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT)).start()
-    started = time.monotonic()
+
+    def again(count: int) -> None:
+        counts.append(count)
+        if count == 1:
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    command.on_interrupt = again
     with pytest.raises(KeyboardInterrupt):
-        command.run(["up"], str(tmp_path), {})
+        command.run(["up"], str(tmp_path), {}, on_output=when_up(signal.SIGINT))
     assert counts == [1, 2]
-    assert time.monotonic() - started < 5
 
 
 # -- progress ------------------------------------------------------------------------------

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import subprocess
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from elsapg.runner import archive, check
+from elsapg.runner import archive, check, pgbackrest
 from elsapg.runner.archive import SEGMENT_BYTES, segment_name
 from elsapg.runner.check import Checked
 from elsapg.runner.check import judge as judge_archive
@@ -181,3 +182,17 @@ def test_what_verify_does_not_name_is_not_taken_for_good(
         return
     with pytest.raises(check.CheckError, match=says):
         check._verify(Repository())
+
+
+@pytest.mark.parametrize(("what", "looks"), [("missing", 2), ("damaged", 1)])
+def test_what_is_missing_may_be_on_its_way(
+    what: str, looks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also beside a file that was damaged long ago, which stays so."""
+    told = [Checked(failures=[f"WAL segment 2 is {what}"]), Checked()]
+    monkeypatch.setattr(check, "judge", lambda *_: told.pop(0))
+    monkeypatch.setattr(check, "_verify", lambda _: ["archive/1"])
+    monkeypatch.setattr(pgbackrest.time, "sleep", lambda _: None)
+    found = check._check(SimpleNamespace(archive=lambda: None))  # type: ignore[arg-type]
+    assert len(told) == 2 - looks
+    assert bool(found.failures) == (what == "damaged")

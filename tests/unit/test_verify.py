@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 
 from elsapg import stackfile
 from elsapg.cli import main
+from elsapg.cli import verify as cli_verify
 from elsapg.errors import NotDeployedError, UsageError
 from elsapg.services import verify as service
 from elsapg.services.deployment import Deployment
@@ -160,17 +162,23 @@ def test_a_failing_tear_down_counts() -> None:
     assert one.outcome == "failed"
 
 
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_verify, "SETTLES_WITHIN_S", 0)
+
+
+@pytest.mark.parametrize("doubtful", [RED, dataclasses.replace(RED, outcome="unjudged")])
 @pytest.mark.parametrize(("heals", "green"), [(True, True), (False, False)])
 def test_what_settles_is_not_red_and_what_does_not_is(
-    heals: bool, green: bool, monkeypatch: pytest.MonkeyPatch
+    heals: bool, green: bool, doubtful: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[list[str]] = []
 
-    def verify(_deployment: object, only: list[str] | None = None, **_options: Any) -> Verification:
-        asked.append(only or [])
+    def verify(_deployment: object, only: Sequence[str] = (), **_options: Any) -> Verification:
+        asked.append(list(only))
         if not only:
-            return verification(check(), RED)
-        return verification(dataclasses.replace(RED, outcome="passed") if heals else RED)
+            return verification(check(), doubtful)
+        return verification(dataclasses.replace(doubtful, outcome="passed") if heals else doubtful)
 
     monkeypatch.setattr(service, "verify", verify)
     found = service.settled(Deployment(ROOT, "local"), 0.05)
@@ -180,6 +188,7 @@ def test_what_settles_is_not_red_and_what_does_not_is(
     assert not heals or len(asked) == 2
 
 
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize(
     ("found", "code"),
     [
@@ -206,6 +215,7 @@ def test_the_exit_code_says_it(
     assert parsed["green"] == (code == 0)
 
 
+@pytest.mark.usefixtures("hasty")
 def test_like_findings_are_told_once(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

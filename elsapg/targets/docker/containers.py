@@ -242,7 +242,9 @@ def retire(client: docker.DockerClient, props: dict[str, Any]) -> None:
 def remove_unknown(client: docker.DockerClient, stack: str) -> None:
     """Remove the containers and configurations that carry the stack's label. Data stays."""
     label = f"{d.STACK_LABEL}={stack}"
-    for container in client.containers.list(all=True, filters={"label": label}):
+    for container in client.containers.list(
+        all=True, filters={"label": label}, ignore_removed=True
+    ):
         container.remove(force=True)
     for volume in client.volumes.list(filters={"label": [label, d.UNIT_LABEL]}):
         volume.remove()
@@ -276,7 +278,9 @@ def run_task(client: docker.DockerClient, props: dict[str, Any]) -> str:
 
 def _suspects(client: docker.DockerClient, stack: str) -> list[str]:
     """Units that do not run, with the last thing each said: likely why a task failed."""
-    found = client.containers.list(all=True, filters={"label": f"{d.STACK_LABEL}={stack}"})
+    found = client.containers.list(
+        all=True, filters={"label": f"{d.STACK_LABEL}={stack}"}, ignore_removed=True
+    )
     suspects = []
     for container in found:
         if container.status != "running":

@@ -20,7 +20,7 @@ import requests
 from docker.models.containers import Container
 
 from elsapg.errors import DeploymentError, MissingError, UnhealthyError
-from elsapg.targets.hosts import NEVER_STARTED, STARTS
+from elsapg.targets.hosts import NEVER_STARTED, START_AGAIN_AFTER_S, STARTS
 
 STACK_LABEL = "elsapg.stack"
 UNIT_LABEL = "elsapg.unit"
@@ -30,7 +30,7 @@ DATA_LABEL = "elsapg.data"
 PREFIX = "elsapg"
 BASE_IMAGE = "debian:trixie-slim"
 
-EXIT_CODE_WITHIN_S = 5.0
+EXIT_CODE_WITHIN_S = 30.0
 EXIT_CODE_UNKNOWN = 125
 # Docker's own, for a command that runc did not start.
 CANNOT_START = 126
@@ -47,31 +47,36 @@ def physical_name(stack: str, name: str) -> str:
 def daemon(timeout: int = 600) -> Iterator[docker.DockerClient]:
     """A client of the daemon that DOCKER_HOST names; its failures become ElsapgErrors."""
     try:
-        client = docker.from_env(timeout=timeout, version=_speaks(os.environ.get("DOCKER_HOST")))
+        made = client(timeout)
     except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
         raise MissingError(_down(error)) from None
     try:
-        yield client
+        yield made
     except docker.errors.APIError as error:
         raise DeploymentError(explain(error)) from None
     except requests.exceptions.RequestException as error:
         raise MissingError(_down(error)) from None
     finally:
-        client.close()
+        made.close()
+
+
+def client(timeout: int = 600) -> docker.DockerClient:
+    """As `daemon` gives, for those who close it themselves; its failures are Docker's own."""
+    return docker.from_env(timeout=timeout, version=_speaks(os.environ.get("DOCKER_HOST")))
 
 
 @functools.cache
 def _speaks(_host: str | None) -> str:
     """The API's version there. Asked once: the daemon runs its parts to answer, and under load its
     answer has been seen without the version."""
-    with contextlib.closing(docker.from_env(timeout=30)) as client:
-        return str(client.api.api_version)
+    with contextlib.closing(docker.from_env(timeout=30)) as first:
+        return str(first.api.api_version)
 
 
 def check() -> None:
     """Raise MissingError when no daemon answers: told once, before anything is made."""
-    with daemon(timeout=30) as client:
-        client.ping()
+    with daemon(timeout=30) as found:
+        found.ping()
 
 
 def _down(error: Exception) -> str:
@@ -122,6 +127,7 @@ def execute(container: Container, command: Sequence[str], user: str = "") -> tup
         code, output = _execute(container, command, user)
         if code != CANNOT_START or not NEVER_STARTED.search(output):
             break
+        time.sleep(START_AGAIN_AFTER_S)
     return code, output
 
 

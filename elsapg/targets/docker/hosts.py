@@ -42,7 +42,9 @@ class DockerHosts:
         Raises NotDeployedError when the unit does not run.
         """
         with d.daemon(timeout=timeout) as client:
-            found = client.containers.list(filters={"name": f"^{self.physical(unit)}$"})
+            found = client.containers.list(
+                filters={"name": f"^{self.physical(unit)}$"}, ignore_removed=True
+            )
             if not found:
                 raise NotDeployedError(
                     f"{unit} of stack {self._stack!r} does not run: "
@@ -72,7 +74,7 @@ class DockerHosts:
         """Every container of the stack by unit name, running or not."""
         with d.daemon() as client:
             label = f"{d.STACK_LABEL}={self._stack}"
-            found = client.containers.list(all=True, filters={"label": label})
+            found = client.containers.list(all=True, filters={"label": label}, ignore_removed=True)
             states = {}
             for container in found:
                 name = str(container.labels.get(d.UNIT_LABEL, container.name))

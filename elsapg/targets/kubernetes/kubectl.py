@@ -14,6 +14,7 @@ import re
 import shlex
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,7 +26,7 @@ from elsapg.errors import (
     NotDeployedError,
     UnhealthyError,
 )
-from elsapg.targets.hosts import NEVER_STARTED, STARTS
+from elsapg.targets.hosts import NEVER_STARTED, START_AGAIN_AFTER_S, STARTS
 
 ANSWERS_WITHIN_S = 20
 # kubectl's last words when the command inside a pod ended with another code than 0.
@@ -138,6 +139,7 @@ class Kubectl:
             done = self._run(words, None, timeout, check=False)
             if done.stdout or not NEVER_STARTED.search(done.stderr):
                 break
+            time.sleep(START_AGAIN_AFTER_S)
         stderr = _ASIDE.sub("", done.stderr)
         ended = _ENDED.search(stderr)
         told = stderr[: ended.start()] if ended else stderr

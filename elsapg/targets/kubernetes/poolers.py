@@ -125,7 +125,8 @@ def _pod(place: Place) -> Manifest:
         GATE,
         place.images[unit.image],
         mounts[GATE],
-        pods.resources(96, 0.02, 1),
+        # It opens a pool's door within seconds, on a machine that has much else to do.
+        pods.resources(96, 0.1, 1),
         command=["reload-on-change", "HUP", "--", "gate"],
         env=variables,
         ports=[{"name": GATE, "containerPort": t.GATE_PORT, "protocol": "TCP"}],

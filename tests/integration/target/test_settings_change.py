@@ -33,10 +33,12 @@ def kept_open(target: Target) -> Iterator[list[str]]:
     threads = [threading.Thread(target=ask, args=(pool["port"],)) for pool in pools]
     for thread in threads:
         thread.start()
-    yield failures
-    stop.set()
-    for thread in threads:
-        thread.join()
+    try:
+        yield failures
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
 
 
 def test_figures_that_reload_restart_nothing(target: Target) -> None:
