@@ -233,7 +233,8 @@ def _given(
     value = os.environ.get(variable, "") or otherwise or ""
     # Without the variable the value of the last time stays, if there was one.
     opts = keep if value else _once(keep)
-    kept = pulumi.Stash(name, input=pulumi.Output.secret(value), opts=opts).output
+    # Its output is the first value for ever.
+    kept = pulumi.Stash(name, input=pulumi.Output.secret(value), opts=opts).input
 
     def check(found: str) -> str:
         if not found and not pulumi.runtime.is_dry_run():

@@ -21,7 +21,8 @@ END
 $roles$;
 
 -- CONNECTION LIMIT only where no PgBouncer pool stands in front: a limit below the pool's size
--- would turn a full pool into failed logins. Pools are bounded by max_db_connections instead.
+-- would turn a full pool into failed logins. Pools are bounded by max_db_connections instead. And
+-- for monitoring: dashboards must not take the pools' connections from the application.
 
 -- Owners and groups: nobody logs in as these.
 ALTER ROLE elsa_owner
@@ -39,7 +40,13 @@ NOSUPERUSER NOLOGIN NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS INHERIT;
 
 -- People and programs that log in with a password.
 ALTER ROLE elsa_migrator
-NOSUPERUSER LOGIN NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS INHERIT CONNECTION LIMIT 10;
+NOSUPERUSER LOGIN NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS INHERIT;
+-- An earlier version gave it one. As text, for sqlfluff knows no negative limit.
+DO $limit$
+BEGIN
+    EXECUTE 'ALTER ROLE elsa_migrator CONNECTION LIMIT -1';
+END
+$limit$;
 ALTER ROLE elsa_app
 NOSUPERUSER LOGIN NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS INHERIT;
 ALTER ROLE elsa_worker

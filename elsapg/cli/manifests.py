@@ -67,13 +67,19 @@ def render(stack: Stack, out: Out) -> None:
         print(f"`elsapg secrets apply --stack {stack}` makes those that are missing there.")
 
 
-def secrets_apply(stack: Stack) -> None:
+def secrets_apply(
+    stack: Stack,
+    new_s3_keys: Annotated[
+        bool, typer.Option("--new-s3-keys", help="Replace S3's keys, which have ended or will.")
+    ] = False,
+) -> None:
     """Make the Secrets that a stack lacks, straight in its cluster; renew certificates.
 
     Needs kubectl, and the right to create Secrets in the namespace. S3's keys are taken from
     ELSAPG_S3_ACCESS_KEY and ELSAPG_S3_SECRET_KEY (or the files that ELSAPG_S3_ACCESS_KEY_FILE and
-    ELSAPG_S3_SECRET_KEY_FILE name), or asked for. Nothing that is there is overwritten. For a stack
-    that is made of another one (elsapg:recovery) it also makes what opens that one's backups.
+    ELSAPG_S3_SECRET_KEY_FILE name), or asked for. Nothing that is there is overwritten, but by
+    --new-s3-keys. For a stack that is made of another one (elsapg:recovery) it also makes what
+    opens that one's backups.
 
     Example, also nightly, for the certificates:
 
@@ -84,7 +90,7 @@ def secrets_apply(stack: Stack) -> None:
     from elsapg.services.places import find_root  # noqa: PLC0415
 
     root = find_root()
-    done = vars(service.apply(root, stack, _ask()))
+    done = vars(service.apply(root, stack, _ask(), new_s3_keys=new_s3_keys))
     for verb, names in done.items():
         for name in names:
             print(f"{verb:<8} {name}")

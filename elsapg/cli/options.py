@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from elsapg.services.commands import DEFAULT
+
 if TYPE_CHECKING:
     from elsapg.services.deployment import Deployment
 
@@ -17,7 +19,7 @@ Stack = Annotated[
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask. Needed without a terminal.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-DEFAULT_STACK = "local"
+DEFAULT_STACK = DEFAULT
 
 
 def deployment(stack: str) -> Deployment:

@@ -84,6 +84,8 @@ def _show(found: Verification, folder: Path, console: Console) -> None:
     reasons = sorted({check.found for check in found.unjudged})
     if reasons:
         console.print(Text(f"\nnot made: {len(found.unjudged)} ({'; '.join(reasons)})"))
+    for check in found.late:
+        console.print(Text(f"\n{check.label} held when asked again; at first: {check.found}"))
     for target in sorted({one.target for one in found.left_out}):
         ours = [one for one in found.left_out if one.target == target]
         why = "; ".join(dict.fromkeys(one.reason for one in ours))

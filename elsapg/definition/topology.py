@@ -38,7 +38,8 @@ REPLICA_HOST = "replica"
 # Kubernetes' Service of the standbys has nobody behind it while there is none; PgBouncer then takes
 # the next host. It looks in the certificate for the list as a whole, as if it were one name.
 READONLY_HOSTS = f"{REPLICA_HOST},{PRIMARY_HOST}"
-# A connection that came to the primary because there was no standby ends after so many seconds.
+# A connection that came to the primary because there was no standby ends after so many seconds; of
+# a pool one after the other.
 READERS_RETURN_S = 60
 S3_HOST = "s3"
 

@@ -95,8 +95,8 @@ def _check(one: Repository) -> Checked:
         damaged = _verify(one)
         return settle(
             lambda: judge(one.archive(), damaged),
-            # What is damaged stays so; what is missing may be on its way.
-            lambda found: any(" missing" in text for text in found.failures),
+            # What is damaged stays so; what is not there may be on its way.
+            lambda found: any(" damaged" not in text for text in found.failures),
         )
     except (RepositoryError, CheckError) as error:
         return Checked(failures=[str(error)])

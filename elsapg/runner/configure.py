@@ -130,7 +130,8 @@ def _patience(config: Config, before: Values, loop_wait: int) -> float:
     sql = "SELECT EXISTS (SELECT FROM pg_settings WHERE name = ANY(%s) AND context = 'postmaster')"
     with psycopg.connect(config.conninfo("postgres", host=node), autocommit=True) as db:
         row = db.execute(sql, [list(old)]).fetchone()
-    return 60 if row and row[0] else 3 * loop_wait + 10
+    usual = 3 * loop_wait + 10
+    return max(60, usual) if row and row[0] else usual
 
 
 def wait_until_noticed(config: Config, patroni: Patroni, before: Values, timeout: float) -> None:

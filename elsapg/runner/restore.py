@@ -110,10 +110,12 @@ class Driver:
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
+def _alone(driver: Driver) -> Iterator[None]:
     """One step at a time. That of a driver who was killed comes to its end, and is waited for."""
 
     def free() -> bool:
+        if driver.gone():
+            raise recovery.StoppedError("stopped while another step was waited for")
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
@@ -362,7 +364,7 @@ def main() -> int:
     driver = Driver()
     try:
         order = driver.order()
-        with contextlib.nullcontext() if step is Node.look else _alone():
+        with contextlib.nullcontext() if step is Node.look else _alone(driver):
             found = step(Node(driver, node_name()), order)
     except (ElsapgError, PatroniError, TimeoutError, psycopg.Error, OSError) as error:
         driver.tell("error", str(error))

@@ -212,14 +212,15 @@ def _superseded(pages: Iterable[dict[str, Any]], before: datetime.datetime) -> l
 def _by_key(pages: Iterable[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Each key with all of its versions and delete markers: a page may end in the middle of them,
     and a marker that looks alone would be taken, and what it lies over would come back. versitygw
-    repeats some of the page before."""
+    repeats some of the page before; MinIO's marker of the next page is more than a key."""
     entries: dict[str, dict[str, dict[str, Any]]] = {}
     for page in itertools.chain(pages, [{}]):
-        for kind in ("Versions", "DeleteMarkers"):
-            for raw in page.get(kind, ()):
+        lists = {kind: page.get(kind, ()) for kind in ("Versions", "DeleteMarkers")}
+        for kind, raws in lists.items():
+            for raw in raws:
                 entry = {**raw, "Marker": kind == "DeleteMarkers"}
                 entries.setdefault(raw["Key"], {})[raw["VersionId"]] = entry
-        last = page.get("NextKeyMarker")
-        goes_on = {last: entries.pop(last)} if last in entries else {}
+        ends = {page.get("NextKeyMarker"), *(raws[-1]["Key"] for raws in lists.values() if raws)}
+        goes_on = {key: entries.pop(key) for key in ends & entries.keys()}
         yield from ((key, list(versions.values())) for key, versions in entries.items())
         entries = goes_on

@@ -10,26 +10,39 @@ import json
 import queue
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 from elsapg.errors import UnhealthyError
+from elsapg.targets.hosts import NEVER_STARTED, START_AGAIN_AFTER_S, STARTS
 
 
 class Peer:
     """One such process, started with pipes to its input and output."""
 
-    def __init__(self, name: str, process: subprocess.Popen[str]) -> None:
+    def __init__(self, name: str, start: Callable[[], subprocess.Popen[str]]) -> None:
         self.name = name
-        self._process = process
-        self._lines: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._start = start
+        self._begin()
 
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._lines.put(line.strip())
-        self._lines.put(None)
+    def _begin(self) -> None:
+        self._process = self._start()
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        threading.Thread(target=_read, args=(self._process, self._lines), daemon=True).start()
+
+    def begun(self, word: str, timeout: float) -> str:
+        """As `expect`, of its first line; where it was never started it is begun again."""
+        for left in reversed(range(STARTS)):
+            try:
+                return self.expect(word, timeout)
+            except UnhealthyError as error:
+                if not left or not NEVER_STARTED.search(str(error)):
+                    raise
+            self.close()
+            time.sleep(START_AGAIN_AFTER_S)
+            self._begin()
+        raise AssertionError
 
     def say(self, word: str) -> None:
         assert self._process.stdin is not None
@@ -77,3 +90,10 @@ class Peer:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             self._process.kill()
+
+
+def _read(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        lines.put(line.strip())
+    lines.put(None)

@@ -15,6 +15,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from elsapg.definition import topology as t
@@ -386,10 +387,10 @@ class Restore:
         try:
             for pooler in self._deployment.pools():
                 command = ("pool-gate", str(POOLS_RESUME_AFTER_S), "kill")
-                gate = Peer(pooler, self._deployment.hosts.converse(pooler, *command))
+                gate = Peer(pooler, partial(self._deployment.hosts.converse, pooler, *command))
                 gates.all.append(gate)
                 try:
-                    gate.expect("ready", timeout=10)
+                    gate.begun("ready", timeout=30)
                     gate.say("pause")
                     gate.expect("paused", timeout=20)
                 except UnhealthyError as error:
@@ -447,7 +448,7 @@ def run_step(
 ) -> dict[str, Any]:
     """One step of `elsapg.runner.restore` inside a node; returns what it found."""
     for left in reversed(range(STARTS)):
-        peer = Peer(node, deployment.hosts.converse(node, "restore-step", step))
+        peer = Peer(node, partial(deployment.hosts.converse, node, "restore-step", step))
         try:
             peer.say(json.dumps(order))
             return peer.finish(say)

@@ -2,7 +2,8 @@
 
 It is how a stack that is rendered (GitOps) gets its secrets where there is no store for them:
 what is missing is generated here and goes to the API server by standard input. A value that is
-there is never overwritten, so running it again is safe; certificates are renewed in their window.
+there is never overwritten, so running it again is safe (but S3's keys, if that is asked for);
+certificates are renewed in their window.
 """
 
 from __future__ import annotations
@@ -84,7 +85,9 @@ class Writer:
         found: dict[str, Kept],
         ask: Ask | None,
         opened: Opened | None = None,
+        new_s3_keys: bool = False,
     ) -> None:
+        self._new_s3_keys = new_s3_keys
         self._place = place
         self._cluster = cluster
         self._found = found
@@ -157,7 +160,7 @@ class Writer:
             self.applied.removed.append(SOURCE)
 
     def _given(self, name: str, old: str | None, wanted: bool, theirs: str | None = None) -> str:
-        if not wanted or old:
+        if not wanted or (old and not self._new_s3_keys):
             return old or ""
         value = _environment(name) or theirs or (self._ask(name) if self._ask else "")
         if not value:
@@ -294,10 +297,12 @@ def apply(
     ask: Ask | None = None,
     cluster: Cluster | None = None,
     theirs: Cluster | None = None,
+    new_s3_keys: bool = False,
 ) -> Applied:
     """Make the Secrets that the stack lacks; renew certificates that are due.
 
     `theirs`: the cluster and namespace of the stack that this one is made of, if it is.
+    `new_s3_keys`: S3's keys are asked for anew, and replace those that are there.
     """
     settings = stackfile.read(root, stack)
     if settings.target != "kubernetes":
@@ -305,6 +310,8 @@ def apply(
             f"stack {stack!r} is for {settings.target} (elsapg:target), where `elsapg up` makes "
             "the secrets by itself"
         )
+    if new_s3_keys:
+        _may_replace_s3_keys(stack, settings)
     place = Place(stack, settings, {})
     names = made_by_hand(place)
     run = cluster or kubectl(place)
@@ -312,13 +319,30 @@ def apply(
     opened = _opened(place, root, found, theirs)
     if names:
         _make_namespace(place, run)
-    writer = Writer(place, run, found, ask, opened)
+    writer = Writer(place, run, found, ask, opened, new_s3_keys)
     if ROLES in names:
         writer.values()
     writer.source()
     if not settings.kubernetes.cert_manager:
         writer.certificates()
     return writer.applied
+
+
+def _may_replace_s3_keys(stack: str, settings: Settings) -> None:
+    if settings.archive.credentials != "keys":
+        raise UsageError(
+            f"--new-s3-keys: stack {stack!r} has none (archive.credentials is "
+            f"{settings.archive.credentials!r}): its ServiceAccounts' roles let it in"
+        )
+    instead = {
+        "pulumi": f"`elsapg up --stack {stack}` with ELSAPG_S3_ACCESS_KEY and ELSAPG_S3_SECRET_KEY",
+        "external": "put them into the store that the ExternalSecret reads",
+    }.get(settings.kubernetes.secrets)
+    if instead:
+        raise UsageError(
+            f"--new-s3-keys: this command does not make the S3 keys of stack {stack!r} "
+            f"(kubernetes.secrets is {settings.kubernetes.secrets!r}): {instead}"
+        )
 
 
 def _make_namespace(place: Place, run: Cluster) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import concurrent.futures
-import datetime
+import contextlib
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 
 from elsapg.definition import topology as t
-from elsapg.errors import ElsapgError
-from elsapg.services import backups, clocks, recovery, restore
+from elsapg.errors import ElsapgError, UnhealthyError
+from elsapg.services import backups, clocks, hazards, recovery, restore
+from elsapg.services.commands import for_stack
 from elsapg.services.deployment import Deployment
+from elsapg.targets.hosts import UnitState
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,8 @@ def gather(deployment: Deployment) -> Status:
     running = {name for name, unit in states.items() if unit.state == "running"}
     status.units_down = sorted(expected - running)
     status.problems += [
-        f"{name} does not run ({states[name].state if name in states else 'missing'}): "
-        + deployment.hosts.remedy(name)
+        f"{name} does not run ({_state(states, name)}): "
+        + deployment.hosts.remedy(name, _state(states, name))
         for name in status.units_down
     ]
     # Of kubernetes: by its gate a primary that leaves holds the pool.
@@ -90,7 +93,7 @@ def gather(deployment: Deployment) -> Status:
         if name.endswith("-gate") and unit.state != "running"
     ]
     parts: list[Callable[[Deployment, Status], None]] = [
-        *(_restore, _nodes, _archive, _backup, _recovery, _clocks),
+        *(_restore, _nodes, _archive, _backup, _recovery, _clocks, _hazards),
     ]
     with concurrent.futures.ThreadPoolExecutor(max_workers=8) as pool:
         asked = [pool.submit(part, deployment, status) for part in parts]
@@ -100,19 +103,46 @@ def gather(deployment: Deployment) -> Status:
             if name in running
         ]
         asked += [
-            pool.submit(_disk, deployment, status, name)
+            pool.submit(part, deployment, status, name)
             for name in deployment.nodes
+            for part in (_disk, _damage)
             if name in running
         ]
+        asked += [
+            pool.submit(_certificates, deployment, status, name)
+            for name in (*deployment.nodes, *deployment.poolers)
+            if name in running
+        ]
+        failed: list[str] = []
         for future in asked:
             try:
                 future.result()
             except ElsapgError as error:
-                # Two that ask the same unit are told the same.
-                if str(error) not in status.problems:
-                    status.problems.append(str(error))
+                failed.append(str(error))
+    for text in failed:
+        # Those that ask the same unit are told the same, but for how long it took.
+        if not any(_NUMBER.sub("", text) in _NUMBER.sub("", told) for told in status.problems):
+            status.problems.append(text)
     status.pools.sort(key=lambda p: p.name)
+    status.problems = [for_stack(text, deployment.stack) for text in status.problems]
     return status
+
+
+def _state(states: Mapping[str, UnitState], name: str) -> str:
+    return states[name].state if name in states else "missing"
+
+
+def _hazards(deployment: Deployment, status: Status) -> None:
+    status.problems += hazards.of_the_primary(deployment)
+    status.problems += hazards.jobs(deployment)
+
+
+def _damage(deployment: Deployment, status: Status, node: str) -> None:
+    status.problems += hazards.damaged_pages(deployment, node)
+
+
+def _certificates(deployment: Deployment, status: Status, unit: str) -> None:
+    status.problems += hazards.certificates(deployment, unit)
 
 
 def _restore(deployment: Deployment, status: Status) -> None:
@@ -138,7 +168,11 @@ def _restore(deployment: Deployment, status: Status) -> None:
 
 
 def _nodes(deployment: Deployment, status: Status) -> None:
-    members = deployment.members()
+    try:
+        members = deployment.members()
+    except UnhealthyError as error:
+        status.problems.append(_without_members(deployment, str(error)))
+        return
     status.nodes = sorted(
         (
             Node(
@@ -155,16 +189,25 @@ def _nodes(deployment: Deployment, status: Status) -> None:
     )
     missing = set(deployment.nodes) - {n.name for n in status.nodes}
     status.problems += [f"{name} is no member of the cluster" for name in sorted(missing)]
-    if not any(n.role == "leader" and n.state == "running" for n in status.nodes):
-        status.problems.append("no primary: nothing can be written now")
+    led = any(n.role == "leader" and n.state == "running" for n in status.nodes)
+    if not led:
+        status.problems.append(
+            "no primary: nothing can be written now; within half a minute Patroni makes one, or "
+            f"`{deployment.hosts.shell(deployment.any_node(), *_PATRONICTL, 'list')}` and the logs "
+            "of the nodes say what it waits for"
+        )
     for node in status.nodes:
         if not node.state:
             remedy = deployment.hosts.remedy(node.name)
             status.problems.append(f"Patroni knows no state of {node.name} yet: {remedy}")
+        elif node.role != "leader" and node.state in _ON_ITS_WAY:
+            status.problems.append(f"{node.name} is {node.state}: wait, it is on its way")
         elif node.role != "leader" and node.state != "streaming":
+            # Without a primary there is nothing to make it from, and it may be the next one.
+            rebuild = f"`{_patronictl(deployment, node.name, 'reinit', '--force')}`"
             status.problems.append(
-                f"{node.name} is {node.state}, not streaming; if it stays so, rebuild it: "
-                f"`{_patronictl(deployment, node.name, 'reinit', '--force')}`"
+                f"{node.name} is {node.state}, not streaming"
+                + (f"; if it stays so, rebuild it: {rebuild}" if led else "")
             )
         if node.pending_restart:
             # One that `up` itself caused is done by it; this one somebody caused by hand.
@@ -182,7 +225,27 @@ def _nodes(deployment: Deployment, status: Status) -> None:
     else:
         # After a failover, until Patroni's next loop names a standby: commits wait for nobody.
         status.synchronous = "not yet" if mode == "on" else "not yet: commits wait"
-        status.problems.append("no synchronous standby now: a failover could lose commits")
+        status.problems.append(
+            "no synchronous standby now: a failover could lose commits"
+            if mode == "on"
+            else "no synchronous standby now: every commit waits until a standby streams; without "
+            "one, `synchronous: on` in postgres of the stack's file, applied, lets writes go on"
+        )
+
+
+def _without_members(deployment: Deployment, error: str) -> str:
+    """Patroni does not list the members without its DCS; each node still tells of itself."""
+    leads = []
+    for node in deployment.running_nodes():
+        with contextlib.suppress(ElsapgError):
+            if deployment.patroni("/patroni", node).get("role") in ("primary", "master"):
+                leads.append(node)
+    if not leads:
+        return error
+    return (
+        f"{error}; its DCS may be away: {', '.join(leads)} leads all the same and takes writes "
+        "(failsafe_mode), but nothing fails over until the DCS is back"
+    )
 
 
 def _patronictl(deployment: Deployment, node: str, command: str, *options: str) -> str:
@@ -191,8 +254,12 @@ def _patronictl(deployment: Deployment, node: str, command: str, *options: str) 
 
 
 _PATRONICTL = ("patronictl", "-c", f"{t.CONFIG_DIR}/patroni.yml")
+# Patroni's words for a member from which something comes by itself.
+_ON_ITS_WAY = ("creating replica", "starting", "restarting", "running custom bootstrap script")
+_NUMBER = re.compile(r"\d+ (?=milliseconds)")
 # Npgsql gives up after 15 s.
 _WAIT_S = 5
+_CLIENTS_PERCENT = 80
 _ACTIVITY = (
     "SELECT pid, usename, state, wait_event, now() - xact_start AS since, query "
     "FROM pg_stat_activity WHERE xact_start IS NOT NULL OR usename LIKE 'elsa%' "
@@ -239,10 +306,10 @@ def _backup(deployment: Deployment, status: Status) -> None:
         return
     status.last_backup = found[-1]
     if found[-1].failed:
-        status.problems.append(f"backup {found[-1].label} has errors: take another")
-    finished = datetime.datetime.fromisoformat(found[-1].finished)
-    if datetime.datetime.now(datetime.UTC) - finished > datetime.timedelta(days=2):
-        status.problems.append(f"the last backup is of {found[-1].finished}: more than 2 days old")
+        status.problems.append(
+            f"backup {found[-1].label} has errors, of pages whose checksums are wrong: keep the "
+            "older ones, and see docs/runbook.md, 'Pages are damaged'"
+        )
 
 
 def _disk(deployment: Deployment, status: Status, node: str) -> None:
@@ -303,11 +370,25 @@ def _pool(deployment: Deployment, status: Status, name: str) -> None:
         )
     )
     if paused:
-        status.problems.append(f"{name} is paused: a switchover is under way")
+        status.problems.append(f"{name} is paused: {_why_paused(deployment)}")
         return
+    most = deployment.settings.pooler.max_client_conn
+    if total("cl_active") + total("cl_waiting") > _CLIENTS_PERCENT * most / 100:
+        status.problems.append(
+            f"{name} has {total('cl_active') + total('cl_waiting')} clients and lets no more than "
+            f"{most} in: `SHOW CLIENTS` on its console says whose; pooler.max_client_conn is how "
+            "many there may be"
+        )
     status.problems += [
         _waits(deployment, name, row) for row in pools if int(row["maxwait"]) >= _WAIT_S
     ]
+
+
+def _why_paused(deployment: Deployment) -> str:
+    journal, _ = restore.journals(deployment)
+    if journal:
+        return f"closed by the restore to {journal['target']}, which opens it; leave it so"
+    return "a switchover is under way"
 
 
 def _waits(deployment: Deployment, name: str, row: dict[str, str]) -> str:

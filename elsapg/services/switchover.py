@@ -12,6 +12,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from elsapg.errors import UnhealthyError, UsageError
 from elsapg.services.deployment import Deployment
@@ -41,10 +42,10 @@ def _peers(
     try:
         for pooler in deployment.pools():
             command = ("pool-gate", str(POOLS_RESUME_AFTER_S))
-            opened.append(Peer(pooler, deployment.hosts.converse(pooler, *command)))
+            opened.append(Peer(pooler, partial(deployment.hosts.converse, pooler, *command)))
         candidate = ("--candidate", wanted) if wanted else ()
         command = ("handover", "--driven", *candidate)
-        handover = Peer(old, deployment.hosts.converse(old, *command))
+        handover = Peer(old, partial(deployment.hosts.converse, old, *command))
         opened.append(handover)
         yield opened[:-1], handover
     finally:
@@ -55,7 +56,7 @@ def _peers(
 def _ready(gate: Peer, *, may_go: bool) -> bool:
     """False for a pool that was leaving, and has gone. Raises UnhealthyError for any other."""
     try:
-        gate.expect("ready", timeout=30)
+        gate.begun("ready", timeout=30)
     except UnhealthyError:
         if may_go:
             return False
@@ -83,7 +84,7 @@ def switchover(
         stays = set(deployment.poolers)
         gates = [gate for gate in opened if _ready(gate, may_go=gate.name not in stays)]
         # It may have to wait for a standby to become synchronous, and for a checkpoint.
-        new = handover.expect("ready", timeout=90)
+        new = handover.begun("ready", timeout=90)
         say(f"switching over from {old} to {new}")
         paused_at = time.monotonic()
         for gate in gates:

@@ -24,14 +24,16 @@ from xml.etree import ElementTree
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from elsapg import process
-from elsapg.errors import MissingError, NotDeployedError, UsageError
+from elsapg.errors import ElsapgError, MissingError, NotDeployedError, UsageError
+from elsapg.services.commands import for_stack, for_whoever_applies
 from elsapg.services.deployment import Deployment
 from elsapg.services.places import Places, write_private
 from elsapg.services.verify_plugin import RESULTS
 from elsapg.targets.kubernetes import kubectl
 
-TIMEOUT_S = 600
-CHECK_TIMEOUT_S = 60
+TIMEOUT_S = 1800
+# More than any check waits by itself, set-up included: what it finds is told, not how long it took.
+CHECK_TIMEOUT_S = 180
 PASSED, FAILED, UNJUDGED = "passed", "failed", "unjudged"
 _TEST = re.compile(r"^def (test_\w+)\(", re.MULTILINE)
 # XML 1.0 has no place for these.
@@ -98,6 +100,8 @@ class Verification:
     checks: tuple[Check, ...]
     broken: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
+    # What did not hold at first, and held when it was asked again.
+    late: tuple[Check, ...] = ()
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -138,6 +142,7 @@ class Verification:
             "unjudged": len(self.unjudged),
             "broken": list(self.broken),
             "left_out": [asdict(one) for one in self.left_out],
+            "late": [{"check": c.label, "found": c.found} for c in self.late],
             "checks": checks,
         }
 
@@ -226,9 +231,7 @@ def verify(
     clock = time.monotonic()
     records, output = _run(deployment, folder, targets, debug)
     checks = tuple(
-        redact.check(Check(**{k: v for k, v in record.items() if k != "kind"}))
-        for record in records
-        if record["kind"] == "result"
+        redact.check(_check(record, deployment)) for record in records if record["kind"] == "result"
     )
     left_out = _left_out(records)
     if only and left_out and not checks:
@@ -246,21 +249,28 @@ def verify(
     return Verification(deployment.stack, started, seconds, _once(checks), tuple(broken), left_out)
 
 
+def _check(record: Mapping[str, Any], deployment: Deployment) -> Check:
+    made = Check(**{k: v for k, v in record.items() if k != "kind"})
+    todo = for_whoever_applies(made.todo) if deployment.pods is not None else made.todo
+    return replace(made, todo=for_stack(todo, deployment.stack))
+
+
 def settled(
     deployment: Deployment, patience_s: float, only: Sequence[str] = (), *, debug: bool = False
 ) -> Verification:
     """As `verify`, and what does not hold is asked again until it does, for so long: a standby is
     away for a moment, or a machine is busy.
 
-    Raises what `verify` does.
+    Raises what `verify` does the first time.
     """
-    found = verify(deployment, only, debug=debug)
+    found = first = verify(deployment, only, debug=debug)
     deadline = time.monotonic() + patience_s
-    while not found.broken and time.monotonic() < deadline:
-        doubtful = [*found.failures, *found.unjudged]
-        if not doubtful:
-            break
-        again = verify(deployment, [check.label for check in doubtful], debug=debug)
+    doubtful = [*found.failures, *found.unjudged]
+    while doubtful and not found.broken and time.monotonic() < deadline:
+        try:
+            again = verify(deployment, [check.label for check in doubtful], debug=debug)
+        except ElsapgError:
+            break  # what was found stands
         newer = {(check.group, check.label): check for check in again.checks}
         found = replace(
             found,
@@ -268,7 +278,16 @@ def settled(
             broken=again.broken,
             seconds=found.seconds + again.seconds,
         )
-    return found
+        before, doubtful = doubtful, [*found.failures, *found.unjudged]
+        if not found.failures and _told(before) == _told(doubtful):
+            break  # what cannot be made for the same reason, it may be for good
+    passed = {(c.group, c.label) for c in found.checks if c.outcome == PASSED}
+    late = (c for c in (*first.failures, *first.unjudged) if (c.group, c.label) in passed)
+    return replace(found, late=tuple(late))
+
+
+def _told(checks: Iterable[Check]) -> set[tuple[str, str, str]]:
+    return {(check.group, check.label, check.found) for check in checks}
 
 
 def _left_out(records: Iterable[Mapping[str, Any]]) -> tuple[LeftOut, ...]:

@@ -51,8 +51,8 @@ class Hosts(Protocol):
     def shell(self, unit: str, *command: str) -> str:
         """What a person types to run a command in a unit."""
 
-    def remedy(self, unit: str) -> str:
-        """What to do about a unit that does not run, as half a sentence."""
+    def remedy(self, unit: str, state: str = "") -> str:
+        """What to do about a unit that does not run but is in `state`, as half a sentence."""
 
     def run(self, unit: str, *command: str, timeout: int = 60) -> Completed:
         """Run a command in a unit; standard output and error together.

@@ -125,8 +125,13 @@ def test_haproxy_killed(faults: Faults, under_writes: UnderWrites) -> None:
 
 def test_pooler_killed(faults: Faults, under_writes: UnderWrites) -> None:
     """Only its own clients see an error; those of the other one do not even wait."""
-    before, pooler = faults.wait_healthy(), faults.deployment.poolers[0]
-    report, after = under_writes(lambda _state, writes: _crash_and_go_on(faults, pooler, writes))
+
+    def act(_state: Healthy, writes: ContinuousWrites) -> None:
+        _crash_and_go_on(faults, faults.deployment.poolers[0], writes)
+        assert writes.errors_by_pool()[1:] == [0]
+
+    before = faults.wait_healthy()
+    report, after = under_writes(act)
     assert report.gap.seconds < HICCUP_S, report.summary()
     assert (after.leader, after.timeline) == (before.leader, before.timeline)
 

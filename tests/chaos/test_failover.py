@@ -139,12 +139,12 @@ def test_readers_return_to_the_standby(faults: Faults, doors: Access) -> None:
         return False
 
     state = faults.wait_healthy()
-    wait_for(at_a_standby, "readers are at the standby", t.READERS_RETURN_S + 30)
+    wait_for(at_a_standby, "readers are at the standby", 2 * t.READERS_RETURN_S + 30)
     with faults.down(state.sync_standby):
         wait_for(at_the_primary, "readers are at the primary", 60)
     faults.wait_healthy()
     # Somebody reads all the while: no connection is idle for long.
-    wait_for(at_a_standby, "readers are at the standby again", t.READERS_RETURN_S + 30)
+    wait_for(at_a_standby, "readers are at the standby again", 2 * t.READERS_RETURN_S + 30)
 
 
 def test_standby_silently_unreachable(faults: Faults, under_writes: UnderWrites) -> None:

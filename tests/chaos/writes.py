@@ -268,6 +268,13 @@ class ContinuousWrites:
         """Commits acknowledged so far."""
         return sum(len(log.acknowledged) for log in self._logs)
 
+    def errors_by_pool(self) -> list[int]:
+        """How many errors the writers at each pool have seen so far."""
+        found = [0] * len(self._doors.pools)
+        for number, log in enumerate(self._logs):
+            found[number % len(found)] += len(log.errors)
+        return found
+
     def wait_for_progress(self, rows: int = 100, timeout: float = 120) -> None:
         """Wait until every writer together have `rows` more acknowledged."""
         wanted = self.acknowledged + rows

@@ -140,12 +140,12 @@ def names_of(deployment: Deployment, endpoint: Endpoint) -> tuple[str, ...]:
 
 _SCRIPT = r"""
 ask() {
-  timeout 20 openssl s_client -connect "$1:$2" -servername "$1" -verify_hostname "$1" \
+  timeout 10 openssl s_client -connect "$1:$2" -servername "$1" -verify_hostname "$1" \
     -CAfile /etc/elsapg/tls/ca.crt $3 "$4" </dev/null 2>&1
 }
 clear() {
   if [ -n "$3" ]; then
-    PGCONNECT_TIMEOUT=15 psql -X -c 'SELECT 1' \
+    PGCONNECT_TIMEOUT=10 psql -X -c 'SELECT 1' \
       "host=$1 port=$2 user=elsa_app dbname=elsa_workflows sslmode=disable" 2>&1
   else
     timeout 2 bash -c 'exec 3<>/dev/tcp/$0/$1 && printf "GET / HTTP/1.0\r\n\r\n" >&3 && cat <&3' \

@@ -12,7 +12,7 @@ from elsapg.errors import ElsapgError
 from elsapg.services.status import DISK_PERCENT, QUEUED
 from tests.infra.facts import Facts, NotSo, eventually, judge, none, same
 
-ARRIVE_S = 60.0
+ARRIVE_S = 30.0
 LATE_S = 2 * 3600
 CIPHERED = "Salted__"
 LOOK = "the primary's log names pgBackRest's error; then see that S3 runs and its disk is not full"

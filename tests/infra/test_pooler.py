@@ -160,7 +160,7 @@ def test_the_readonly_door_leads_to_a_standby(facts: Facts, pooler: str) -> None
 
     # Those that had no standby go on for so long with the primary.
     judge(
-        eventually(led, t.READERS_RETURN_S + 15, step=1),
+        eventually(led, 2 * t.READERS_RETURN_S, step=1),
         "it leads to the primary",
         "`elsapg status` shows whether a standby is healthy",
     )

@@ -13,7 +13,7 @@ ROLES = {
     "elsa_user": (False, False, False, UNLIMITED, "none"),
     "elsa_maintenance": (False, False, True, UNLIMITED, "none"),
     "elsa_auditor": (False, False, False, UNLIMITED, "none"),
-    "elsa_migrator": (True, False, False, 10, "scram-sha-256"),
+    "elsa_migrator": (True, False, False, UNLIMITED, "scram-sha-256"),
     "elsa_app": (True, False, False, UNLIMITED, "scram-sha-256"),
     "elsa_worker": (True, False, False, UNLIMITED, "scram-sha-256"),
     "elsa_readonly": (True, False, False, UNLIMITED, "scram-sha-256"),

@@ -90,6 +90,17 @@ def trial(tmp_path: Path) -> Iterator[Trial]:
             os.kill(pid, signal.SIGKILL)
 
 
+def test_a_secret_of_somebody_else_is_kept_until_another_is_given(trial: Trial) -> None:
+    """Keys of S3 end, and are replaced."""
+    kept = "first"
+    trial.run("up", TRIAL_GIVEN="1", ELSAPG_S3_ACCESS_KEY=kept)
+    for value in ("", "second", "", "third"):
+        # It is protected, and so is not made anew.
+        trial.run("up", TRIAL_GIVEN="1", ELSAPG_S3_ACCESS_KEY=value)
+        assert trial.run("given").strip() == (value or kept)
+        kept = value or kept
+
+
 def eventually(what: Callable[[], bool], seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while not what():

@@ -2,7 +2,7 @@
 
 Run as `python -m tests.integration.trial_program ROOT COMMAND`, for it must be killable. The
 environment steers it: TRIAL_BOX (the folder), TRIAL_VALUE, TRIAL_DELAY (seconds per operation),
-TRIAL_FAIL (the thing that cannot be made).
+TRIAL_FAIL (the thing that cannot be made), TRIAL_GIVEN (there is a secret of somebody else).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pulumi import dynamic
 from rich.console import Console
 
 from elsapg.cli import run_guarded
+from elsapg.program import _given as given
 from elsapg.services import workspace
 from elsapg.services.lifecycle import Lifecycle
 from elsapg.settings import Settings
@@ -74,6 +75,9 @@ def program(_stack: str, _settings: Settings, _root: Path) -> None:
         opts = pulumi.ResourceOptions(depends_on=[after])
         last = Thing(f"thing-{number}", os.environ.get("TRIAL_VALUE", "1"), opts)
     pulumi.export("password", password.output)
+    if "TRIAL_GIVEN" in os.environ:
+        keep = pulumi.ResourceOptions(protect=True)
+        pulumi.export("given", pulumi.Output.secret(given("s3-access-key", keep)))
 
 
 def main() -> int:
@@ -86,6 +90,7 @@ def main() -> int:
         "refresh": lambda: lifecycle.refresh(yes=True),
         "destroy": lambda: lifecycle.destroy(yes=True),
         "purge": lambda: lifecycle.destroy(purge=True, confirm=words[0]),
+        "given": lambda: print(workspace.outputs("local", Path(root))["given"]),
         "password": lambda: print(workspace.outputs("local", Path(root))["password"]),
     }
     return run_guarded(actions[command], debug=False)

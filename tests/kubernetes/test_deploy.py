@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from elsapg.definition import topology as t
+from elsapg.targets.kubernetes import monitoring
+from elsapg.targets.kubernetes.objects import Place
 from tests.chaos.faults import archive_all
 from tests.kubernetes.faults import KubernetesFaults
 from tests.kubernetes.stack import Stack
@@ -86,3 +89,14 @@ def test_wal_arrives_in_s3(stack: Stack, faults: KubernetesFaults) -> None:
 
 def test_verify_is_green(stack: Stack, faults: KubernetesFaults) -> None:
     stack.run("verify")
+
+
+def test_the_alerts_ask_for_what_patroni_tells(stack: Stack) -> None:
+    deployment = stack.deployment
+    rules = monitoring._rules(Place(stack.name, deployment.settings, {}))
+    wanted = set(re.findall(r"\bpatroni_\w+", json.dumps(rules)))
+    assert len(wanted) >= 9
+    node = deployment.nodes[0]
+    url = f"https://{node}:{t.PATRONI_PORT}/metrics"
+    told = deployment.hosts.run(node, "curl", "-sS", "--cacert", f"{t.CONFIG_DIR}/tls/ca.crt", url)
+    assert wanted <= set(re.findall(r"^(patroni_\w+)\{", told.output, re.MULTILINE)), told.output

@@ -333,7 +333,7 @@ def test_a_workers_life(server: Server) -> None:
         assert live(server) == set()
 
 
-@pytest.mark.parametrize(("silent", "dead"), [(30, False), (46, True)])
+@pytest.mark.parametrize(("silent", "dead"), [(40, False), (46, True)])
 def test_three_missed_heartbeats_are_death(server: Server, silent: int, dead: bool) -> None:
     with session(server, tenant=None) as worker, as_jobs(server) as job:
         register(worker)

@@ -96,7 +96,7 @@ class Made(mocks.Mocks):
     @staticmethod
     def outputs(type_: str, name: str, inputs: dict[str, Any]) -> dict[str, Any]:
         if type_.endswith("Stash"):
-            return {"output": f"STASHED-{name}"}
+            return {"output": f"STASHED-{name}", "input": f"STASHED-{name}"}
         if "pki" in type_:
             return {
                 "certificate": f"CERTIFICATE-{name}",
@@ -135,7 +135,7 @@ class Monitor(mocks.MockMonitor):
         outputs = {**wire, **Made.outputs(request.type, request.name, bare(wire))}
         marked = set(request.additionalSecretOutputs)
         if request.type.endswith("Stash") and is_secret(wire["input"]):
-            marked.add("output")
+            marked |= {"input", "output"}
         for name in marked & outputs.keys():
             outputs[name] = {SIGNATURE: SECRET, "value": bare(outputs[name])}
         response = resource_pb2.RegisterResourceResponse(urn=urn, id=request.name)

@@ -269,7 +269,7 @@ def test_s3_keys_that_nobody_gave_stop_the_run(monkeypatch: pytest.MonkeyPatch) 
     outputs = test_program.Made.outputs
 
     def nothing(type_: str, name: str, inputs: dict[str, Any]) -> dict[str, Any]:
-        return {"output": ""} if name.startswith("s3-") else outputs(type_, name, inputs)
+        return {"input": ""} if name.startswith("s3-") else outputs(type_, name, inputs)
 
     monkeypatch.setattr(test_program.Made, "outputs", staticmethod(nothing))
     root = shared_project()

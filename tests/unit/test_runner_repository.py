@@ -196,13 +196,14 @@ def test_versions_go_by_when_they_were_superseded() -> None:
     }
 
 
-def test_a_page_may_end_between_a_marker_and_what_it_lies_over() -> None:
+@pytest.mark.parametrize("minio", ["", "[minio_cache:v2,return:]"])
+def test_a_page_may_end_between_a_marker_and_what_it_lies_over(minio: str) -> None:
     pages = [
         {
             "DeleteMarkers": [version("a", 2, 3, True), version("b", 2, 3, True)],
-            "NextKeyMarker": "b",
+            "NextKeyMarker": f"b{minio}",
         },
-        {"Versions": [version("b", 1, 1)], "NextKeyMarker": "b"},
+        {"Versions": [version("b", 1, 1)], "NextKeyMarker": f"b{minio}"},
         {"Versions": [version("b", 0, 1), version("c", 1, 1, True)], "NextKeyMarker": "c"},
         {"Versions": [version("c", 1, 1, True)]},  # as versitygw does
     ]

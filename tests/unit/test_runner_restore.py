@@ -11,7 +11,9 @@ import pytest
 
 from elsapg.runner import restore
 from elsapg.runner.patroni import Member
-from elsapg.runner.recovery import RecoveryError
+from elsapg.runner.recovery import RecoveryError, StoppedError
+
+HERE: Any = SimpleNamespace(gone=lambda: False, say=lambda _: None)
 
 
 @pytest.fixture(autouse=True)
@@ -25,21 +27,27 @@ def journal(tmp_path: Path) -> restore.Journal:
 
 
 def test_a_step_whose_driver_was_killed_is_waited_for() -> None:
-    first = restore._alone()
+    first = restore._alone(HERE)
     first.__enter__()
     end = threading.Timer(0.5, first.__exit__, (None, None, None))
     end.start()
-    with restore._alone():
+    with restore._alone(HERE):
         assert not end.is_alive() or end.finished.wait(1)
 
 
 def test_one_that_goes_on_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(restore, "PREDECESSOR_S", 0.3)
     with (
-        restore._alone(),
+        restore._alone(HERE),
         pytest.raises(RecoveryError, match="another restore works on this node"),
-        restore._alone(),
+        restore._alone(HERE),
     ):
+        pass
+
+
+def test_one_whose_own_driver_has_gone_does_nothing_later() -> None:
+    gone: Any = SimpleNamespace(gone=lambda: True)
+    with restore._alone(HERE), pytest.raises(StoppedError), restore._alone(gone):
         pass
 
 
@@ -64,7 +72,7 @@ def member(name: str, role: str, state: str) -> Member:
 
 def rebuild(patroni: FakePatroni, journal: restore.Journal) -> None:
     node: Any = restore.Node.__new__(restore.Node)
-    node.driver = SimpleNamespace(say=lambda _: None, gone=lambda: False)
+    node.driver = HERE
     node.me, node.journal, node.patroni = "pg-1", journal, patroni
     assert node.reinit({"nodes": ["pg-2"]}) == {"late": ["pg-2"]}
 

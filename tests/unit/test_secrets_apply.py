@@ -104,7 +104,7 @@ def cluster(root: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
     assert not done.changed and not done.kept
     made.writes.clear()
     monkeypatch.delenv("ELSAPG_S3_ACCESS_KEY")
-    monkeypatch.delenv("ELSAPG_S3_SECRET_KEY")
+    monkeypatch.delenv("ELSAPG_S3_SECRET_KEY", raising=False)
     return made
 
 
@@ -168,6 +168,45 @@ def test_a_value_that_is_there_is_never_overwritten(
     after = {name: cluster.data(name) for name in cluster.secrets}
     assert json.loads(after["roles"]["roles.json"])["elsa_app"] == "by hand"
     assert {**after, "roles": {}} == {**before, "roles": {}}
+
+
+def test_s3s_keys_are_replaced_when_asked_for(
+    root: Path, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project(root, {"least": merged(LEAST, {"kubernetes": {"secrets": "cluster"}})})
+    before = cluster.data("repository")
+    monkeypatch.setenv("ELSAPG_S3_ACCESS_KEY", "ANOTHER")
+    monkeypatch.delenv("ELSAPG_S3_SECRET_KEY", raising=False)
+    with pytest.raises(UsageError, match="what the s3-secret-key is"):
+        service.apply(root, "least", cluster=cluster, new_s3_keys=True)
+    assert cluster.data("repository") == before
+    monkeypatch.setenv("ELSAPG_S3_SECRET_KEY", "another-secret")
+    done = service.apply(root, "least", cluster=cluster, new_s3_keys=True)
+    assert done.changed == ["repository"]
+    [(name, text)] = cluster.data("repository").items()
+    old = before[name]
+    assert text == old.replace(ACCESS, "ANOTHER").replace(SECRET, "another-secret") != old
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"kubernetes": {"secrets": "pulumi"}}, "`elsapg up --stack least` with ELSAPG_S3"),
+        (
+            {"kubernetes": {"secrets": "external", "secret_store": "SecretStore/vault"}},
+            "the store that the ExternalSecret reads",
+        ),
+        ({"archive": {"credentials": "web-id"}}, "has none"),
+    ],
+)
+def test_s3s_keys_are_replaced_by_whoever_makes_them(
+    root: Path, cluster: FakeCluster, changed: dict[str, Any], told: str
+) -> None:
+    project(root, {"least": merged(LEAST, changed)})
+    cluster.writes.clear()
+    with pytest.raises(UsageError, match=told):
+        service.apply(root, "least", cluster=cluster, new_s3_keys=True)
+    assert cluster.writes == []
 
 
 def test_what_is_missing_is_added_to_what_is_there(root: Path, cluster: FakeCluster) -> None:

@@ -7,11 +7,15 @@ import json
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from elsapg import stackfile
 from elsapg.errors import NotDeployedError, UnhealthyError
 from elsapg.services import status
 from elsapg.services.backups import Backup
+from elsapg.services.commands import for_stack, for_whoever_applies
 from elsapg.targets.docker.hosts import DockerHosts
 from elsapg.targets.hosts import Completed, UnitState
 from tests.unit.kubernetes_stacks import settings as kubernetes_settings
@@ -49,12 +53,18 @@ class Healthy:
         self.journal, self.held = "", False
         self.used, self.wal_used = "41", "7"
         self.ahead = {"pg-2": 1.0}
+        self.clients = "2"
+        self.look: dict[str, list[dict[str, Any]]] = {}
+        self.rows: dict[str, list[list[str]]] = {}
+        self.certificate = CERTIFICATE
 
     def run(self, unit: str, *command: str, **_options: Any) -> Completed:
         if command[0] == "date":
             return Completed(0, f"{NOW.timestamp() + self.ahead.get(unit, 0.0)}\n")
         if "elsapg.runner.health" in command:
             return Completed(0, json.dumps(self.overview))
+        if command[:2] == ("sh", "-c") and command[2].startswith("cat /etc/elsapg/tls"):
+            return Completed(0, self.certificate)
         if command[0] == "df":
             if not self.used:
                 return Completed(0, "")
@@ -70,8 +80,8 @@ class Healthy:
     def shell(self, unit: str, *command: str) -> str:
         return DockerHosts("test").shell(unit, *command)
 
-    def remedy(self, unit: str) -> str:
-        return DockerHosts("test").remedy(unit)
+    def remedy(self, unit: str, state: str = "") -> str:
+        return DockerHosts("test").remedy(unit, state)
 
     def states(self) -> dict[str, UnitState]:
         return self.units
@@ -90,19 +100,26 @@ class Healthy:
     def primary(self) -> str:
         return "pg-1"
 
-    def patroni(self, path: str) -> dict[str, Any]:
+    def patroni(self, path: str, node: str = "pg-1") -> dict[str, Any]:
+        if path == "/patroni":
+            return {"role": "primary" if node == "pg-1" else "replica"}
         assert path == "/cluster"
         return {"pause": True} if self.held else {}
 
-    def query(self, node: str, sql: str) -> list[list[str]]:
-        return [self.archiver]
+    def query(self, node: str, sql: str, database: str = "postgres") -> list[list[str]]:
+        if "pg_stat_archiver" in sql:
+            return [self.archiver]
+        if "jsonb_build_object" in sql:
+            parts = ("blocking", "open", "held", "ids", "behind")
+            return [[json.dumps({part: self.look.get(part, []) for part in parts})]]
+        return next((r for k, r in self.rows.items() if k in f"{node} {database} {sql}"), [])
 
     def pooler_console(self, pooler: str, command: str) -> list[dict[str, str]]:
         if command == "SHOW DATABASES":
             return [{"name": "elsa_workflows", "paused": self.paused}]
         if command == "SHOW STATE":
             return [{"key": "paused", "value": "no"}]
-        counts = {"user": "elsa_app", "cl_active": "2", "cl_waiting": "1", "sv_idle": "3"}
+        counts = {"user": "elsa_app", "cl_active": self.clients, "cl_waiting": "1", "sv_idle": "3"}
         return [
             *(
                 {"database": name, **counts, "maxwait": longest, "sv_active": active}
@@ -187,8 +204,98 @@ def bad_backup(d: Healthy) -> None:
     d.backups = [backup(failed=True)]  # type: ignore[attr-defined]
 
 
-def old_backup(d: Healthy) -> None:
-    d.backups = [backup(datetime.timedelta(days=3))]  # type: ignore[attr-defined]
+def copied(d: Healthy) -> None:
+    d.cluster[1] = member("pg-2", "replica", "creating replica")
+
+
+def strict(d: Healthy) -> None:
+    d.settings = stackfile.load({"postgres": {"synchronous": "strict", "replicas": 2}}, "test")
+    not_synchronous(d)
+
+
+def crash_loop(d: Healthy) -> None:
+    d.units["s3"] = UnitState("s3", "restarting", 9)
+
+
+def many_clients(d: Healthy) -> None:
+    d.clients = "600"
+
+
+def closed_by_a_restore(d: Healthy) -> None:
+    d.paused, d.held = "1", True
+    d.journal = json.dumps({"target": "latest", "since": "noon", "stage": "fetching"})
+
+
+def etcd_away(d: Healthy) -> None:
+    def members() -> Any:
+        raise UnhealthyError("Patroni on pg-1 does not answer GET /cluster")
+
+    d.members = members  # type: ignore[method-assign]
+
+
+def lock_pile_up(d: Healthy) -> None:
+    d.look["blocking"] = [
+        {"pid": 88, "role": "elsa_migrator", "state": "active", "waiting": 12, "seconds": 40,
+         "does": "ALTER TABLE"},
+        {"pid": 89, "role": "elsa_app", "state": "idle in transaction", "waiting": 1,
+         "seconds": 9, "does": "UPDATE elsa"},
+    ]  # fmt: skip
+
+
+def old_transaction(d: Healthy) -> None:
+    d.look["open"] = [{"pid": 412, "role": "elsa_migrator", "state": "idle", "hours": 5}]
+
+
+def held_slot(d: Healthy) -> None:
+    d.look["held"] = [{"slot": "pg_2", "age": 60_000_000}]
+
+
+def few_ids(d: Healthy) -> None:
+    d.look["ids"] = [{"database": "elsa_runtime", "percent": 61}]
+
+
+def behind(d: Healthy) -> None:
+    d.look["behind"] = [{"node": "pg-2", "mib": 2048}]
+
+
+def damaged_on_the_standby(d: Healthy) -> None:
+    d.rows["pg-2 postgres SELECT coalesce(datname"] = [["elsa_runtime", "3", "today"]]
+
+
+def damaged_on_the_primary(d: Healthy) -> None:
+    d.rows["pg-1 postgres SELECT coalesce(datname"] = [["elsa_runtime", "3", "today"]]
+
+
+def job_overdue(d: Healthy) -> None:
+    d.rows["pg-1 elsa_runtime SELECT job"] = [["cleanup", "deadlock detected"]]
+
+
+def no_months(d: Healthy) -> None:
+    d.rows["elsa_workflows SELECT table_name"] = [["workflow_instances", "0", "7"]]
+
+
+def ending(d: Healthy) -> None:
+    d.certificate = made(NOW + datetime.timedelta(days=3))
+
+
+def ended(d: Healthy) -> None:
+    d.certificate = made(NOW - datetime.timedelta(days=3))
+
+
+def made(ends: datetime.datetime) -> str:
+    """A certificate's PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "pg-1")])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    signed = (
+        builder.not_valid_before(NOW - datetime.timedelta(days=90))
+        .not_valid_after(ends)
+        .sign(key, hashes.SHA256())
+    )
+    return signed.public_bytes(serialization.Encoding.PEM).decode()
+
+
+CERTIFICATE = made(NOW + datetime.timedelta(days=300))
 
 
 def paused(d: Healthy) -> None:
@@ -231,9 +338,29 @@ def overdue(d: Healthy) -> None:
         (pending, "pg-2 needs a restart"),
         (not_synchronous, "no synchronous standby now"),
         (archive_fails, "WAL archiving fails since the first segment (7 attempts)"),
-        (no_backup, "no backup yet: `elsapg backup now`"),
+        (no_backup, "no backup yet: `elsapg backup now --stack test`"),
         (bad_backup, "backup 20260301-010000F has errors"),
-        (old_backup, "more than 2 days old"),
+        (copied, "pg-2 is creating replica: wait"),
+        (strict, "no synchronous standby now: every commit waits"),
+        (crash_loop, "`docker logs --tail 50 elsapg-test-s3` says why"),
+        (many_clients, "pgbouncer-1 has 1202 clients and lets no more than 1000 in"),
+        (closed_by_a_restore, "pgbouncer-1 is paused: closed by the restore to latest"),
+        (etcd_away, "GET /cluster; its DCS may be away: pg-1 leads all the same"),
+        (lock_pile_up, "(elsa_migrator, active: ALTER TABLE …) holds up 12 sessions"),
+        (lock_pile_up, "-c 'SELECT pg_cancel_backend(88)'` ends that"),
+        (lock_pile_up, "-c 'SELECT pg_terminate_backend(89)'` ends that"),
+        (old_transaction, "pid 412 (elsa_migrator, idle) is in a transaction for 5 h"),
+        (held_slot, "replication slot pg_2 keeps vacuum from 60000000 transactions"),
+        (few_ids, "database elsa_runtime has used 61 % of its transaction ids"),
+        (behind, "pg-2 has yet to replay 2048 MiB"),
+        (damaged_on_the_standby, "pg-2 has read damaged pages (3 in elsa_runtime, last today)"),
+        (damaged_on_the_standby, "keep the old backups, and make this node anew"),
+        (damaged_on_the_primary, "keep the old backups, and switch over to a clean standby"),
+        (job_overdue, "job cleanup of elsa_runtime is overdue (last error: deadlock detected)"),
+        (no_months, "workflow_instances has partitions for 0 months ahead, and 7 rows lie outside"),
+        (ending, "certificate 'pg-1' of pg-2 ends on "),
+        (ended, "certificate 'pg-1' of pgbouncer-1 has ended on "),
+        (ended, "`elsapg up --stack test` renews it"),
         (disk_fills_up, "the disk of pg-1 is 85% full, 2000 MiB are left"),
         (wal_queues, "40 WAL segments (640 MiB) wait on the primary's disk"),
         (overdue, "a restore drill was due"),
@@ -319,3 +446,37 @@ def test_a_node_that_says_nothing_of_its_disk_is_told(deployment: Healthy) -> No
     assert sorted(gather(deployment).problems) == [
         f"{node}: its disk cannot be looked at: " for node in deployment.nodes
     ]
+
+
+def test_a_node_that_is_on_its_way_is_left_alone(deployment: Healthy) -> None:
+    """`reinit --force` would throw the copy away that is under way; and of a node that may be the
+    next primary, while there is none, its data."""
+    copied(deployment)
+    assert not any("reinit" in problem for problem in gather(deployment).problems)
+    no_leader(deployment)
+    deployment.cluster[1] = member("pg-2", "replica", "running")
+    assert not any("reinit" in problem for problem in gather(deployment).problems)
+
+
+def test_a_stack_on_kubernetes_may_be_applied_by_others() -> None:
+    told = for_stack(for_whoever_applies("run `elsapg up`, which renews it"), "test")
+    assert told == (
+        "run `elsapg up --stack test` (or what `elsapg render --stack test` writes, applied), "
+        "which renews it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "is_for"),
+    [
+        ("`elsapg backup now` takes one", "`elsapg backup now --stack test` takes one"),
+        (
+            "`elsapg up --stack other`, `elsapg up`",
+            "`elsapg up --stack other`, `elsapg up --stack test`",
+        ),
+        ("`elsapg status -s other`; `docker ps`; elsapg up", None),
+    ],
+)
+def test_commands_are_for_this_stack(text: str, is_for: str | None) -> None:
+    assert for_stack(text, "test") == (is_for or text)
+    assert for_stack(text, "local") == text

@@ -32,8 +32,10 @@ class DockerHosts:
     def shell(self, unit: str, *command: str) -> str:
         return f"docker exec {self.physical(unit)} {shlex.join(command)}"
 
-    def remedy(self, unit: str) -> str:
-        del unit  # one command brings back whatever is missing
+    def remedy(self, unit: str, state: str = "") -> str:
+        if state == "restarting":
+            return f"`docker logs --tail 50 {self.physical(unit)}` says why it ends again and again"
+        # One command brings back whatever is missing.
         return f"`elsapg up --stack {self._stack} --refresh` brings it back"
 
     def run(self, unit: str, *command: str, timeout: int = 60) -> Completed:

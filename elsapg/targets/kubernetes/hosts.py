@@ -97,7 +97,8 @@ class KubernetesHosts:
         spot = self.spot(unit)
         return self.kubectl.line("exec", spot.pod, "-c", spot.container, "--", *command)
 
-    def remedy(self, unit: str) -> str:
+    def remedy(self, unit: str, state: str = "") -> str:
+        del state  # the cluster itself tells more
         if unit.startswith(POOLERS):
             what: tuple[str, ...] = ("pods", "-l", f"{COMPONENT}={POOLERS}")
         else:

@@ -78,6 +78,22 @@ def _rules(place: Place) -> Manifest:
                         "warning",
                         "A standby replays more than may be lost at a failover behind the primary.",
                     ),
+                    *_without_a_standby(place, here),
+                    _alert(
+                        "ElsapgPaused",
+                        f"max(patroni_is_paused{{{here}}}) > 0",
+                        "30m",
+                        "warning",
+                        "Patroni is paused, by hand or by a restore: nothing fails over.",
+                    ),
+                    _alert(
+                        "ElsapgDcsAway",
+                        f"max(patroni_failsafe_mode_is_active{{{here}}}) > 0 or "
+                        f"time() - min(patroni_dcs_last_seen{{{here}}}) > 120",
+                        "2m",
+                        "warning",
+                        "Patroni does not reach the Kubernetes API: nothing fails over.",
+                    ),
                     _alert(
                         "ElsapgPendingRestart",
                         f"max(patroni_pending_restart{{{here}}}) > 0",
@@ -89,6 +105,26 @@ def _rules(place: Place) -> Manifest:
             }
         ]
     }
+
+
+def _without_a_standby(place: Place, here: str) -> list[Manifest]:
+    mode = place.settings.postgres.synchronous
+    if mode == "off":
+        return []
+    severity, then = (
+        ("warning", "a failover could lose commits")
+        if mode == "on"
+        else ("critical", "every commit waits")
+    )
+    return [
+        _alert(
+            "ElsapgNoSynchronousStandby",
+            f"sum(patroni_sync_standby{{{here}}}) < 1",
+            "5m",
+            severity,
+            f"No standby is synchronous: {then}.",
+        )
+    ]
 
 
 def _alert(name: str, expression: str, after: str, severity: str, summary: str) -> Manifest:

@@ -25,7 +25,7 @@ _HEADLESS = {"clusterIP": "None", "publishNotReadyAddresses": True}
 # in their own objects, so that growth changes them and never the StatefulSet, which cannot.
 _NOMINAL_SIZE = "1Gi"
 DEFAULT_CPUS = 2.0
-# A handover takes up to 75 s at worst, and a clean stop ships the last WAL after it.
+# A handover takes up to 80 s at worst, and a clean stop ships the last WAL after it.
 _GRACE_S = 150
 # A pod that was deleted by force may still write to the volume that its successor starts with.
 _ALONE = ("alone", "/var/lib/postgresql/.in-use")

@@ -8,6 +8,7 @@ import shlex
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import psycopg
 import pytest
 
 from elsapg import process
@@ -122,6 +123,27 @@ def test_clients_that_wait_for_a_full_pool_are_told(target: Target) -> None:
         others[0].close()
         assert waits.result(timeout=30).fetchone() == (1,)
         eventually(lambda: not target.problems())
+
+
+def test_a_session_that_holds_up_others_is_told(target: Target) -> None:
+    """Here one that forgot its transaction; the command that `status` prints ends it."""
+    table = "elsa_workflows.bookmarks"
+    with (
+        target.client(role="elsa_migrator", via="session") as holder,
+        target.client(role="elsa_migrator", via="session") as other,
+        ThreadPoolExecutor(1) as late,
+    ):
+        holder.execute("BEGIN")
+        holder.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+        other.execute("SET lock_timeout = 0")  # its role's would end it while this looks
+        waits = late.submit(other.execute, f"SELECT count(*) FROM {table}")
+        told = eventually(lambda: [p for p in target.problems() if "holds up" in p])[0]
+        assert "(elsa_migrator, idle in transaction: LOCK TABLE …) holds up 1 sessions" in told
+        assert not waits.done()
+        process.run(shlex.split(told.split("`")[1]), timeout=30)
+        assert waits.result(timeout=30).fetchone() is not None
+        with pytest.raises(psycopg.OperationalError):
+            holder.execute("SELECT 1")
 
 
 def test_destroy_keeps_data_and_secrets_for_the_next_up(target: Target) -> None:

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from elsapg.definition import topology as t
+from elsapg.services import status
 from elsapg.services.deployment import Deployment
 from elsapg.services.verify import Verification, settled, verify, write_report
 from elsapg.targets.docker import daemon as d
@@ -829,6 +830,21 @@ def test_exactly_the_right_checks_go_red(broken: Stack, way: Breakage) -> None:
         assert check.found
         assert check.todo
         assert "Error" not in check.found.partition(":")[0]
+        assert "Timeout" not in check.found
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("ending-certificate-not-loaded", f"of {POOLER} ends on "),
+        ("months-gone", "activity_execution_records has partitions for "),
+    ],
+)
+def test_status_tells_what_does_not_show_yet(broken: Stack, name: str, told: str) -> None:
+    [way] = [w for w in BREAKAGES if w.name == name]
+    with way.breaks(broken):
+        found = status.gather(broken.deployment).problems
+    assert any(told in problem for problem in found), found
 
 
 def test_afterwards_everything_is_green(broken: Stack, tmp_path: Path) -> None:

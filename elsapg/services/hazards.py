@@ -1,0 +1,196 @@
+"""What works now and will not for long, or not for everybody: certificates that end, sessions in
+the way of others or of vacuum, transaction ids, damaged pages, jobs and months that are missing.
+
+Each look returns sentences that name the thing and the way out. Of other people's statements only
+the first words are told: the rest may hold values.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from typing import Any
+
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+
+from elsapg.definition import topology as t
+from elsapg.services.deployment import Deployment
+
+# Nobody waits 3 s for a lock by plan; roles give up after 10 s. Vacuum begins to freeze at
+# autovacuum_freeze_max_age (200 million), and PostgreSQL stops at 2.1 billion.
+_LOOK = """
+SELECT jsonb_build_object(
+    'blocking', (
+        SELECT coalesce(jsonb_agg(b), '[]') FROM (
+            SELECT b.pid, b.usename AS role, b.state, count(*) AS waiting,
+                round(extract(epoch FROM max(now() - w.query_start))) AS seconds,
+                concat_ws(' ', split_part(b.query, ' ', 1), split_part(b.query, ' ', 2)) AS does
+            FROM pg_stat_activity AS w
+            CROSS JOIN LATERAL unnest(pg_blocking_pids(w.pid)) AS by (pid)
+            INNER JOIN pg_stat_activity AS b ON by.pid = b.pid
+            WHERE w.wait_event_type = 'Lock'
+                AND w.query_start < now() - interval '3 s'
+                AND cardinality(pg_blocking_pids(b.pid)) = 0
+            GROUP BY 1, 2, 3, 6 ORDER BY 4 DESC LIMIT 5
+        ) AS b),
+    'open', (
+        SELECT coalesce(jsonb_agg(o), '[]') FROM (
+            SELECT pid, usename AS role, state,
+                round(extract(epoch FROM now() - xact_start) / 3600) AS hours
+            FROM pg_stat_activity
+            WHERE backend_type = 'client backend' AND usename <> 'backup'
+                AND xact_start < now() - interval '1 h'
+            ORDER BY xact_start LIMIT 5
+        ) AS o),
+    'held', (
+        SELECT coalesce(jsonb_agg(h), '[]') FROM (
+            SELECT slot_name AS slot, age(xmin) AS age FROM pg_replication_slots
+            WHERE age(xmin) > 50000000
+        ) AS h),
+    'ids', (
+        SELECT coalesce(jsonb_agg(i), '[]') FROM (
+            SELECT datname AS database,
+                round(100.0 * greatest(age(datfrozenxid), mxid_age(datminmxid)) / 2147483648.0)
+                    AS percent
+            FROM pg_database
+            -- To a template nobody can connect; autovacuum does it.
+            WHERE datallowconn AND greatest(age(datfrozenxid), mxid_age(datminmxid)) > 1200000000
+        ) AS i),
+    'behind', (
+        SELECT coalesce(jsonb_agg(r), '[]') FROM (
+            SELECT application_name AS node,
+                round(pg_wal_lsn_diff(pg_current_wal_lsn(), replay_lsn) / 1048576.0) AS mib
+            FROM pg_stat_replication
+            WHERE pg_wal_lsn_diff(pg_current_wal_lsn(), replay_lsn) > 1073741824
+                -- What is being copied by pg_basebackup replays nothing.
+                AND state = 'streaming'
+        ) AS r)
+)
+"""
+_DAMAGED = (
+    "SELECT coalesce(datname, 'what all databases share'), checksum_failures, "
+    "date_trunc('second', checksum_last_failure) FROM pg_stat_database WHERE checksum_failures > 0"
+)
+_OVERDUE = "SELECT job, coalesce(left(last_error, 200), '') FROM elsa_jobs.status WHERE overdue"
+_MONTHS = (
+    "SELECT table_name, months_ahead, default_rows FROM elsapg.partition_health WHERE NOT healthy"
+)
+
+
+def of_the_primary(deployment: Deployment) -> list[str]:
+    """Sessions in the way, ids that run out, standbys that replay far behind."""
+    node = deployment.primary()
+    [[text]] = deployment.query(node, _LOOK)
+    found: dict[str, list[dict[str, Any]]] = json.loads(text)
+
+    def types(sql: str, database: str = "postgres") -> str:
+        return _psql(deployment, node, sql, database)
+
+    told = []
+    for one in found["blocking"]:
+        ends = "pg_cancel_backend" if one["state"] == "active" else "pg_terminate_backend"
+        command = types(f"SELECT {ends}({one['pid']})")
+        told.append(
+            f"pid {one['pid']} ({one['role']}, {one['state']}: {one['does']} …) holds up "
+            f"{one['waiting']} sessions, the longest for {one['seconds']} s: {command} ends that"
+        )
+    for one in found["open"]:
+        command = types(f"SELECT pg_terminate_backend({one['pid']})")
+        told.append(
+            f"pid {one['pid']} ({one['role']}, {one['state']}) is in a transaction for "
+            f"{one['hours']} h: its locks stay, and vacuum removes nothing that is newer; "
+            f"{command} ends it"
+        )
+    for one in found["held"]:
+        told.append(
+            f"replication slot {one['slot']} keeps vacuum from {one['age']} transactions: a long "
+            "query on that standby, or one that is away; pg_stat_activity there says which"
+        )
+    for one in found["ids"]:
+        told.append(
+            f"database {one['database']} has used {one['percent']} % of its transaction ids, and "
+            "stops when none are left: end what holds vacuum back (old transactions, slots), then "
+            f"{types('VACUUM (FREEZE, SKIP_LOCKED)', one['database'])}"
+        )
+    for one in found["behind"]:
+        told.append(
+            f"{one['node']} has yet to replay {one['mib']} MiB: its readers see the past, and a "
+            "failover would have to replay all of it first; a long query there, or a replay that "
+            f"is paused, holds it back: `elsapg verify --stack {deployment.stack} --only "
+            "replication`"
+        )
+    return told
+
+
+def damaged_pages(deployment: Deployment, node: str) -> list[str]:
+    """Pages that a node has read and found damaged."""
+    leads = node == deployment.primary()
+    return [
+        f"{node} has read damaged pages ({count} in {where}, last {last}): its disk or memory is "
+        "bad; keep the old backups, and "
+        + (
+            "switch over to a clean standby, then make this node anew"
+            if leads
+            else "make this node anew"
+        )
+        + " (docs/runbook.md, 'Pages are damaged')"
+        for where, count, last in deployment.query(node, _DAMAGED)
+    ]
+
+
+def jobs(deployment: Deployment) -> list[str]:
+    """Scheduled jobs that missed their time, and tables without the months to come."""
+    if not deployment.settings.jobs.active:
+        return []
+    node, told = deployment.primary(), []
+    for database in ("postgres", *t.DATABASES):
+        for job, error in deployment.query(node, _OVERDUE, database):
+            ran = _psql(deployment, node, "TABLE elsa_jobs.cron_run", "postgres")
+            why = f"last error: {error}" if error else "no error told"
+            told.append(f"job {job} of {database} is overdue ({why}): {ran} says what ran")
+    make = _psql(
+        deployment, node, "SELECT elsa_workflows.create_monthly_partitions()", "elsa_workflows"
+    )
+    for table, ahead, stray in deployment.query(node, _MONTHS, "elsa_workflows"):
+        rows = f", and {stray} rows lie outside all months" if stray != "0" else ""
+        told.append(f"{table} has partitions for {ahead} months ahead{rows}: {make} makes more")
+    return told
+
+
+def certificates(deployment: Deployment, unit: str) -> list[str]:
+    """A unit's certificates that end soon: half of the time in which they are renewed is gone."""
+    read = deployment.hosts.run(unit, "sh", "-c", f"cat {t.CONFIG_DIR}/tls/*.crt")
+    if read.code:
+        return []
+    now = datetime.datetime.now(datetime.UTC)
+    window = datetime.timedelta(days=deployment.settings.tls.renew_before_days / 2)
+    told = []
+    for one in dict.fromkeys(x509.load_pem_x509_certificates(read.output.encode())):
+        ends = one.not_valid_after_utc
+        if ends - now > window:
+            continue
+        names = one.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        name = names[0].value if names else one.serial_number
+        verb = "has ended" if ends < now else "ends"
+        told.append(
+            f"certificate {name!r} of {unit} {verb} on {ends:%Y-%m-%d %H:%M} UTC, and then nobody "
+            f"talks to it any more: {_renews(deployment)}"
+        )
+    return told
+
+
+def _renews(deployment: Deployment) -> str:
+    """Who renews certificates; all of them do what lies in their window, and no more."""
+    settings, stack = deployment.settings, deployment.stack
+    if settings.target == "kubernetes" and settings.kubernetes.cert_manager:
+        return "cert-manager does it: `kubectl describe certificates` in the namespace says why not"
+    if settings.target == "kubernetes" and settings.kubernetes.secrets != "pulumi":
+        return f"`elsapg secrets apply --stack {stack}` renews it"
+    return f"`elsapg up --stack {stack}` renews it"
+
+
+def _psql(deployment: Deployment, node: str, sql: str, database: str) -> str:
+    """What a person types, as the superuser, past the pools."""
+    words = ("psql", "-h", "/run/postgresql", "-U", "postgres", "-d", database, "-c", sql)
+    return f"`{deployment.hosts.shell(node, *words)}`"
