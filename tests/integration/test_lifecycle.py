@@ -94,7 +94,7 @@ def test_a_secret_of_somebody_else_is_kept_until_another_is_given(trial: Trial) 
     """Keys of S3 end, and are replaced."""
     kept = "first"
     trial.run("up", TRIAL_GIVEN="1", ELSAPG_S3_ACCESS_KEY=kept)
-    for value in ("", "second", "", "third"):
+    for value in ("second", ""):
         # It is protected, and so is not made anew.
         trial.run("up", TRIAL_GIVEN="1", ELSAPG_S3_ACCESS_KEY=value)
         assert trial.run("given").strip() == (value or kept)
