@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from elsapg.definition import topology as t
 
@@ -16,6 +17,17 @@ from elsapg.definition import topology as t
 # 2812), and the next try succeeds: nothing has run, so any command may be tried again.
 NEVER_STARTED = re.compile(r"unable to start container process: (?!exec: )")
 STARTS, START_AGAIN_AFTER_S = 3, 0.5
+_T = TypeVar("_T")
+
+
+def started(run: Callable[[], _T], never: Callable[[_T], bool]) -> _T:
+    """What `run` comes to; tried again while that is a command that was `never` started."""
+    for _ in range(STARTS - 1):
+        done = run()
+        if not never(done):
+            return done
+        time.sleep(START_AGAIN_AFTER_S)
+    return run()
 
 
 @dataclass(frozen=True)

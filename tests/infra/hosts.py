@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import testinfra  # type: ignore[import-untyped]
 
-from elsapg.targets.hosts import NEVER_STARTED, START_AGAIN_AFTER_S, STARTS
+from elsapg.targets.hosts import NEVER_STARTED, started
 
 
 def get(spec: str, **options: str) -> Any:
@@ -16,12 +15,10 @@ def get(spec: str, **options: str) -> Any:
     run = host.backend.run
 
     def tried(*words: str, **more: Any) -> Any:
-        for _ in range(STARTS):
-            done = run(*words, **more)
-            if not done.rc or not NEVER_STARTED.search(done.stdout + done.stderr):
-                break
-            time.sleep(START_AGAIN_AFTER_S)
-        return done
+        return started(
+            lambda: run(*words, **more),
+            lambda done: bool(done.rc and NEVER_STARTED.search(done.stdout + done.stderr)),
+        )
 
     host.backend.run = tried
     return host

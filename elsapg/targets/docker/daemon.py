@@ -20,7 +20,7 @@ import requests
 from docker.models.containers import Container
 
 from elsapg.errors import DeploymentError, MissingError, UnhealthyError
-from elsapg.targets.hosts import NEVER_STARTED, START_AGAIN_AFTER_S, STARTS
+from elsapg.targets.hosts import NEVER_STARTED, started
 
 STACK_LABEL = "elsapg.stack"
 UNIT_LABEL = "elsapg.unit"
@@ -123,12 +123,10 @@ def execute(container: Container, command: Sequence[str], user: str = "") -> tup
 
     Raises UnhealthyError when it says nothing for as long as the client's timeout.
     """
-    for _ in range(STARTS):
-        code, output = _execute(container, command, user)
-        if code != CANNOT_START or not NEVER_STARTED.search(output):
-            break
-        time.sleep(START_AGAIN_AFTER_S)
-    return code, output
+    return started(
+        lambda: _execute(container, command, user),
+        lambda done: done[0] == CANNOT_START and bool(NEVER_STARTED.search(done[1])),
+    )
 
 
 def _execute(container: Container, command: Sequence[str], user: str) -> tuple[int, str]:

@@ -14,7 +14,6 @@ import re
 import shlex
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +25,7 @@ from elsapg.errors import (
     NotDeployedError,
     UnhealthyError,
 )
-from elsapg.targets.hosts import NEVER_STARTED, START_AGAIN_AFTER_S, STARTS
+from elsapg.targets.hosts import NEVER_STARTED, started
 
 ANSWERS_WITHIN_S = 20
 # kubectl's last words when the command inside a pod ended with another code than 0.
@@ -135,11 +134,10 @@ class Kubectl:
         UnhealthyError when its output does not come to its end.
         """
         words = ["exec", pod, f"--container={container}", "--", *TO_ITS_END, *command]
-        for _ in range(STARTS):
-            done = self._run(words, None, timeout, check=False)
-            if done.stdout or not NEVER_STARTED.search(done.stderr):
-                break
-            time.sleep(START_AGAIN_AFTER_S)
+        done = started(
+            lambda: self._run(words, None, timeout, check=False),
+            lambda done: not done.stdout and bool(NEVER_STARTED.search(done.stderr)),
+        )
         stderr = _ASIDE.sub("", done.stderr)
         ended = _ENDED.search(stderr)
         told = stderr[: ended.start()] if ended else stderr
