@@ -331,6 +331,40 @@ BEGIN
 END
 $function$;
 
+-- The months of the rows that lie outside all months: they get their partitions, and move there.
+-- At most 120 at once, the oldest first; an infinite moment has no month, and stays.
+CREATE OR REPLACE FUNCTION elsa_workflows.create_stray_months()
+RETURNS SETOF regclass
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET timezone = 'UTC'
+AS $function$
+DECLARE
+    v_table record;
+    v_months timestamptz[];
+BEGIN
+    FOR v_table IN
+        SELECT
+            t.name,
+            t.key,
+            p.partdefid::regclass AS strays
+        FROM elsapg.monthly_tables() AS t
+        INNER JOIN pg_partitioned_table AS p ON t.name = p.partrelid
+        WHERE p.partdefid <> 0
+    LOOP
+        EXECUTE format(
+            'SELECT coalesce(array_agg(d.month), ''{}'') FROM ('
+            'SELECT DISTINCT date_trunc(''month'', %1$I) AS month FROM %2$s'
+            ' WHERE isfinite(%1$I) ORDER BY 1 LIMIT 120) AS d',
+            v_table.key, v_table.strays
+        ) INTO v_months;
+        RETURN QUERY SELECT a.*
+        FROM elsapg.add_months(array_fill(v_table.name, ARRAY[cardinality(v_months)]), v_months) AS a;
+    END LOOP;
+END
+$function$;
+
 -- A partition for one tenant's definitions: worth it for a tenant with very many, which can then be
 -- vacuumed, moved or detached alone. The name is the tenant's as far as a name allows.
 CREATE OR REPLACE FUNCTION elsa_workflows.add_tenant_partition(p_tenant_id text)
@@ -441,6 +475,7 @@ ALTER FUNCTION elsapg.add_months(regclass[], timestamptz[]) OWNER TO elsa_mainte
 ALTER FUNCTION elsapg.drop_partition(regclass, boolean) OWNER TO elsa_maintenance;
 ALTER FUNCTION elsapg.partition_health() OWNER TO elsa_maintenance;
 ALTER FUNCTION elsa_workflows.create_monthly_partitions(integer, timestamptz) OWNER TO elsa_maintenance;
+ALTER FUNCTION elsa_workflows.create_stray_months() OWNER TO elsa_maintenance;
 ALTER FUNCTION elsa_workflows.add_tenant_partition(text) OWNER TO elsa_maintenance;
 
 REVOKE ALL ON FUNCTION elsapg.range_partitions(regclass) FROM PUBLIC;
@@ -452,10 +487,12 @@ REVOKE ALL ON FUNCTION elsapg.add_months(regclass[], timestamptz[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION elsapg.drop_partition(regclass, boolean) FROM PUBLIC;
 REVOKE ALL ON FUNCTION elsapg.partition_health() FROM PUBLIC;
 REVOKE ALL ON FUNCTION elsa_workflows.create_monthly_partitions(integer, timestamptz) FROM PUBLIC;
+REVOKE ALL ON FUNCTION elsa_workflows.create_stray_months() FROM PUBLIC;
 REVOKE ALL ON FUNCTION elsa_workflows.add_tenant_partition(text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION elsapg.partition_health() TO monitoring, elsa_admin;
 GRANT EXECUTE ON FUNCTION elsa_workflows.create_monthly_partitions(integer, timestamptz)
 TO elsa_jobs, elsa_admin;
+GRANT EXECUTE ON FUNCTION elsa_workflows.create_stray_months() TO elsa_admin;
 GRANT EXECUTE ON FUNCTION elsa_workflows.add_tenant_partition(text) TO elsa_admin;
 
 CREATE OR REPLACE VIEW elsapg.partition_health AS
@@ -486,6 +523,8 @@ COMMENT ON FUNCTION elsapg.drop_partition(regclass, boolean) IS
 COMMENT ON FUNCTION elsapg.partition_health() IS 'The rows of the view of the same name.';
 COMMENT ON FUNCTION elsa_workflows.create_monthly_partitions(integer, timestamptz) IS
 'Makes the partitions of this month and the next p_ahead (months_ahead of the stack); returns the new ones.';
+COMMENT ON FUNCTION elsa_workflows.create_stray_months() IS
+'Makes the months of the rows that lie outside all months, and moves them there; returns the new ones.';
 COMMENT ON FUNCTION elsa_workflows.add_tenant_partition(text) IS
 'Gives a tenant''s workflow definitions a partition of their own; returns it, also if it was there.';
 COMMENT ON VIEW elsapg.partition_health IS

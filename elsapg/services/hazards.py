@@ -149,12 +149,15 @@ def jobs(deployment: Deployment) -> list[str]:
             ran = _psql(deployment, node, "TABLE elsa_jobs.cron_run", "postgres")
             why = f"last error: {error}" if error else "no error told"
             told.append(f"job {job} of {database} is overdue ({why}): {ran} says what ran")
-    make = _psql(
-        deployment, node, "SELECT elsa_workflows.create_monthly_partitions()", "elsa_workflows"
-    )
-    for table, ahead, stray in deployment.query(node, _MONTHS, "elsa_workflows"):
-        rows = f", and {stray} rows lie outside all months" if stray != "0" else ""
-        told.append(f"{table} has partitions for {ahead} months ahead{rows}: {make} makes more")
+    for table, ahead, strays in deployment.query(node, _MONTHS, "elsa_workflows"):
+        if strays == "0":
+            wrong = f"has partitions for {ahead} months ahead"
+            call, does = "create_monthly_partitions()", "makes more"
+        else:
+            wrong = f"has {strays} rows{' or more' if strays == '1000' else ''} outside all months"
+            call, does = "create_stray_months()", "makes their months and moves them there"
+        make = _psql(deployment, node, f"SELECT elsa_workflows.{call}", "elsa_workflows")
+        told.append(f"{table} {wrong}: {make} {does}")
     return told
 
 

@@ -32,6 +32,6 @@ def test_no_row_lies_outside_all_months(facts: Facts) -> None:
             for r in facts.database("elsa_workflows")["months"]
             if r["default_rows"]
         ),
-        "SELECT elsa_workflows.create_monthly_partitions(0, 'a moment of that month') as "
-        "elsa_admin: it makes the month and moves the rows",
+        "SELECT elsa_workflows.create_stray_months() as elsa_admin: it makes their months and "
+        "moves the rows",
     )

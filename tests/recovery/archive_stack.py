@@ -19,6 +19,7 @@ from tests.stacks import elsapg, inside
 
 # Months, tenants, names that need quotes, and values whose text depends on settings.
 FILL = """
+SELECT elsa_workflows.create_monthly_partitions(3, now() - interval '3 months');
 INSERT INTO elsa_workflows.workflow_instances
     (id, tenant_id, definition_id, definition_version, workflow_state, status, created_at)
 SELECT 'i' || n, 'tenant-' || n % 3, 'd' || n % 7, 1,

@@ -209,6 +209,29 @@ def test_rows_outside_all_months_are_kept_reported_and_moved_when_their_month_co
         assert health(connection, "workflow_instances") == (2, 0, True)
 
 
+def test_strays_of_any_month_get_their_months(server: Server) -> None:
+    moments = [datetime(2002, 2, 3, tzinfo=UTC), datetime(2002, 5, 31, 23, tzinfo=UTC)]
+    with undone(server, "Asia/Tokyo") as connection:
+        for number, moment in enumerate(moments):
+            connection.execute(INSTANCE, (f"stray-{number}", moment))
+            connection.execute(RECORD, (f"stray-r{number}", f"stray-{number}", moment))
+        connection.execute(INSTANCE, ("never", "infinity"))
+        made = connection.execute("SELECT elsa_workflows.create_stray_months()").fetchall()
+        assert sorted(name.rpartition(".")[2] for (name,) in made) == [
+            f"{table}_2002_{month}"
+            for table in ("activity_execution_records", "workflow_instances")
+            for month in ("02", "05")
+        ]
+        for number, month in enumerate(("02", "05")):
+            instances = partition_of(connection, "workflow_instances", f"stray-{number}")
+            records = partition_of(connection, "activity_execution_records", f"stray-r{number}")
+            assert instances.endswith(f"_2002_{month}") and records.endswith(f"_2002_{month}")
+        # What has no month stays, and is still told of.
+        assert health(connection, "workflow_instances") == (2, 1, False)
+        assert health(connection, "activity_execution_records") == (2, 0, True)
+        assert connection.execute("SELECT elsa_workflows.create_stray_months()").fetchall() == []
+
+
 def test_health_is_bad_when_months_lack_ahead(server: Server) -> None:
     now = datetime.now(UTC)
     with undone(server) as connection:
@@ -343,6 +366,7 @@ def test_a_lock_that_never_comes_is_an_error_that_leaves_nothing(server: Server)
     "call",
     [
         "elsa_workflows.create_monthly_partitions()",
+        "elsa_workflows.create_stray_months()",
         "elsa_workflows.add_tenant_partition('a')",
         "elsapg.add_months(ARRAY['elsa_workflows.workflow_instances'::regclass], ARRAY[now()])",
         "elsapg.drop_partition('elsa_workflows.workflow_instances', true)",

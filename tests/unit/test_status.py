@@ -271,7 +271,11 @@ def job_overdue(d: Healthy) -> None:
 
 
 def no_months(d: Healthy) -> None:
-    d.rows["elsa_workflows SELECT table_name"] = [["workflow_instances", "0", "7"]]
+    d.rows["elsa_workflows SELECT table_name"] = [["workflow_instances", "0", "0"]]
+
+
+def rows_outside_all_months(d: Healthy) -> None:
+    d.rows["elsa_workflows SELECT table_name"] = [["workflow_instances", "2", "1000"]]
 
 
 def ending(d: Healthy) -> None:
@@ -357,7 +361,10 @@ def overdue(d: Healthy) -> None:
         (damaged_on_the_standby, "keep the old backups, and make this node anew"),
         (damaged_on_the_primary, "keep the old backups, and switch over to a clean standby"),
         (job_overdue, "job cleanup of elsa_runtime is overdue (last error: deadlock detected)"),
-        (no_months, "workflow_instances has partitions for 0 months ahead, and 7 rows lie outside"),
+        (no_months, "workflow_instances has partitions for 0 months ahead: "),
+        (no_months, "SELECT elsa_workflows.create_monthly_partitions()'` makes more"),
+        (rows_outside_all_months, "workflow_instances has 1000 rows or more outside all months: "),
+        (rows_outside_all_months, "create_stray_months()'` makes their months and moves them"),
         (ending, "certificate 'pg-1' of pg-2 ends on "),
         (ended, "certificate 'pg-1' of pgbouncer-1 has ended on "),
         (ended, "`elsapg up --stack test` renews it"),

@@ -379,7 +379,10 @@ def months_gone(stack: Stack) -> Iterator[None]:
         yield
     finally:
         stack.sql(
-            "DELETE FROM elsa_workflows.workflow_instances WHERE id = 'elsapg-verify'",
+            # As `status` and the check say: the row gets its month, so that it can be dropped.
+            "SELECT elsa_workflows.create_stray_months()",
+            "DROP TABLE elsa_workflows.workflow_instances_2001_01",
+            "DELETE FROM elsa_workflows.workflow_instance_keys WHERE id = 'elsapg-verify'",
             "SELECT elsa_workflows.create_monthly_partitions()",
             database="elsa_workflows",
         )
