@@ -11,7 +11,7 @@ import ipaddress
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 NAMESPACE = "elsapg"
 
@@ -44,6 +44,11 @@ def _cron_part(part: str, bounds: tuple[int, int]) -> bool:
         return False
     numbers = [int(number) for number in match.groups() if number is not None]
     return numbers == sorted(numbers) and all(bounds[0] <= n <= bounds[1] for n in numbers)
+
+
+def _on_or_off(value: object) -> object:
+    """Without quotes, YAML takes `on` and `off` for truth values."""
+    return ("off", "on")[value] if isinstance(value, bool) else value
 
 
 def _endpoint(value: str | None) -> str | None:
@@ -286,11 +291,13 @@ class PostgresSettings(_Model):
         ge=256,
         description="WAL kept for a lost standby before its slot is given up, in MiB.",
     )
-    synchronous: Literal["on", "strict", "off"] = Field(
+    synchronous: Annotated[Literal["on", "strict", "off"], BeforeValidator(_on_or_off)] = Field(
         default="on",
         description="on: commits wait for a standby if there is one; strict: always; off: never.",
     )
-    synchronous_commit: Literal["on", "remote_write", "remote_apply"] = "on"
+    synchronous_commit: Annotated[
+        Literal["on", "remote_write", "remote_apply"], BeforeValidator(_on_or_off)
+    ] = "on"
     parameters: Annotated[dict[str, str | int | float | bool], AfterValidator(_parameters)] = Field(
         default_factory=dict, description="Further PostgreSQL parameters."
     )

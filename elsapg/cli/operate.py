@@ -9,6 +9,7 @@ import typer
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from elsapg.cli.options import DEFAULT_STACK, Json, Stack, deployment
 
@@ -47,17 +48,22 @@ def status(
     if watch:
         with Live(Console().render_str("looking …"), refresh_per_second=4) as live:
             while True:
-                live.update(_pages(gather(target)))
+                found = gather(target)
+                live.update(Group(*_tables(found), *map(Text, _lines(found))))
                 time.sleep(1)
     found = gather(target)
     if json:
         print(found.as_json())
     else:
-        Console().print(_pages(found))
+        console = Console()
+        console.print(*_tables(found))
+        for line in _lines(found):
+            # A command that were broken by the terminal's width could not be pasted.
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(7 if found.problems else 0)
 
 
-def _pages(found: Status) -> Group:
+def _tables(found: Status) -> tuple[Table, Table]:
     nodes = Table("node", "role", "state", "timeline", "lag", title=f"stack {found.stack}")
     for node in found.nodes:
         lag = "" if node.role == "leader" else size(node.lag_bytes)
@@ -71,6 +77,10 @@ def _pages(found: Status) -> Group:
             str(pool.servers_active),
             str(pool.servers_idle),
         )
+    return nodes, pools
+
+
+def _lines(found: Status) -> list[str]:
     archive, backup = found.archive, found.last_backup
     lines = [f"synchronous   {found.synchronous}"]
     if archive is not None:
@@ -84,9 +94,7 @@ def _pages(found: Status) -> Group:
         for one in found.recovery
         if one.job != "dump"
     ]
-    lines += [f"PROBLEM  {problem}" for problem in found.problems] or ["all is well"]
-    plain = Console().render_str
-    return Group(nodes, pools, *(plain(line, markup=False, highlight=False) for line in lines))
+    return lines + ([f"PROBLEM  {problem}" for problem in found.problems] or ["all is well"])
 
 
 def size(count: int | None) -> str:

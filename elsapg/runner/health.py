@@ -108,7 +108,8 @@ def _judged(
     if last and last["finished"] is None and now - last["started"] > STUCK_S:
         hours = (now - last["started"]) / 3600
         texts.append(
-            f"a {name} began {hours:.0f} h ago and has not ended: it hangs, or was killed; "
+            f"a {name} began {hours:.0f} h ago and has not ended: it hangs, or was killed; if "
+            "its process is there, end it (docs/runbook.md, 'Backups, dumps, drills'); "
             f"{WAY_OUT[job]}"
         )
     due = _due(words, now)

@@ -264,7 +264,8 @@ class PrivateServer:
         if not more:
             raise RecoveryError(
                 f"recovery needs larger parameters than it was given ({self.log} says which): "
-                "raise them in postgres.parameters, run `elsapg up`, and the restore again"
+                "raise them by `patronictl -c /etc/elsapg/patroni.yml edit-config` in a node, and "
+                "run the restore again"
             )
         told = ", ".join(f"{name} {value}" for name, value in more.items())
         say(f"the database once had {told}: going on with that")

@@ -62,7 +62,8 @@ def read(
         value = said(key)
         if not value:
             raise MissingError(
-                f"{config} says nothing of repo{number}-{key}: run `elsapg up` to write it anew"
+                f"{config} says nothing of repo{number}-{key}: `elsapg verify --only files` says "
+                "what to do about that"
             )
         return value
 

@@ -6,12 +6,18 @@ import re
 
 # The stack of a command that names none.
 DEFAULT = "local"
-_COMMAND = re.compile(r"`(elsapg (?:(?!--stack|-s )[^`])*)`")
+# Not those that have no stack.
+_COMMAND = re.compile(r"`(elsapg (?!setup|migrate (?:new|script))(?:(?!--stack|-s )[^`])*)`")
 
 
 def for_whoever_applies(text: str) -> str:
     """Of a stack on kubernetes: what brings it back may be Pulumi, or a tool of GitOps."""
-    return text.replace("`elsapg up`", "`elsapg up` (or what `elsapg render` writes, applied)")
+    text = text.replace("`elsapg up`", "`elsapg up` (or what `elsapg render` writes, applied)")
+    return text.replace(
+        "`elsapg up --refresh`",
+        "`elsapg up --refresh` (or delete Job bootstrap-…, and have what `elsapg render` writes "
+        "applied)",
+    )
 
 
 def for_stack(text: str, stack: str) -> str:

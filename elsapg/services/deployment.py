@@ -12,6 +12,7 @@ from elsapg import stackfile
 from elsapg.definition import topology as t
 from elsapg.errors import LockedError, NotDeployedError, UnhealthyError, UsageError
 from elsapg.services import workspace
+from elsapg.services.commands import for_stack
 from elsapg.services.places import Places
 from elsapg.settings import Settings
 from elsapg.targets.docker.hosts import DockerHosts
@@ -153,10 +154,12 @@ class Deployment:
     def runner(self, *command: str, timeout: int = t.LONG_S) -> str:
         """Run one of the runner's commands (`backup`, …) and return its output."""
         done = self.hosts.task(*command, timeout=timeout)
+        # The runner does not know the stack's name, and may name commands.
+        told = for_stack(done.output.strip(), self.stack)
         if done.code == LockedError.exit_code:
-            raise LockedError(done.output.strip()[:600])
+            raise LockedError(told[:600])
         if done.code:
-            raise UnhealthyError(done.output.strip()[:1200] or f"runner {command[0]} failed")
+            raise UnhealthyError(told[:1200] or f"runner {command[0]} failed")
         return done.output
 
     def backup_info(self) -> dict[str, Any]:

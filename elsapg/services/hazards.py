@@ -17,8 +17,10 @@ from cryptography.x509.oid import NameOID
 from elsapg.definition import topology as t
 from elsapg.services.deployment import Deployment
 
-# Nobody waits 3 s for a lock by plan; roles give up after 10 s. Vacuum begins to freeze at
-# autovacuum_freeze_max_age (200 million), and PostgreSQL stops at 2.1 billion.
+# Nobody waits 3 s for a lock by plan; roles give up after 10 s. Advisory locks are Elsa's own, held
+# as long as a workflow takes. A commit that waits for a standby is not to be cancelled: it would
+# count as done without one. Vacuum begins to freeze at autovacuum_freeze_max_age (200 million), and
+# PostgreSQL stops at 2.1 billion.
 _LOOK = """
 SELECT jsonb_build_object(
     'blocking', (
@@ -29,7 +31,8 @@ SELECT jsonb_build_object(
             FROM pg_stat_activity AS w
             CROSS JOIN LATERAL unnest(pg_blocking_pids(w.pid)) AS by (pid)
             INNER JOIN pg_stat_activity AS b ON by.pid = b.pid
-            WHERE w.wait_event_type = 'Lock'
+            WHERE w.wait_event_type = 'Lock' AND w.wait_event <> 'advisory'
+                AND b.wait_event IS DISTINCT FROM 'SyncRep'
                 AND w.query_start < now() - interval '3 s'
                 AND cardinality(pg_blocking_pids(b.pid)) = 0
             GROUP BY 1, 2, 3, 6 ORDER BY 4 DESC LIMIT 5
@@ -37,9 +40,11 @@ SELECT jsonb_build_object(
     'open', (
         SELECT coalesce(jsonb_agg(o), '[]') FROM (
             SELECT pid, usename AS role, state,
-                round(extract(epoch FROM now() - xact_start) / 3600) AS hours
+                round(extract(epoch FROM now() - xact_start) / 3600) AS hours,
+                concat_ws(' ', split_part(query, ' ', 1), split_part(query, ' ', 2)) AS does
             FROM pg_stat_activity
             WHERE backend_type = 'client backend' AND usename <> 'backup'
+                AND wait_event IS DISTINCT FROM 'SyncRep'
                 AND xact_start < now() - interval '1 h'
             ORDER BY xact_start LIMIT 5
         ) AS o),
@@ -72,6 +77,10 @@ _DAMAGED = (
     "SELECT coalesce(datname, 'what all databases share'), checksum_failures, "
     "date_trunc('second', checksum_last_failure) FROM pg_stat_database WHERE checksum_failures > 0"
 )
+_HOLDS_BACK = (
+    "SELECT pg_get_wal_replay_pause_state(), pid, usename, now() - xact_start AS since "
+    "FROM pg_stat_activity WHERE xact_start < now() - interval '1 min' ORDER BY xact_start"
+)
 _OVERDUE = "SELECT job, coalesce(left(last_error, 200), '') FROM elsa_jobs.status WHERE overdue"
 _MONTHS = (
     "SELECT table_name, months_ahead, default_rows FROM elsapg.partition_health WHERE NOT healthy"
@@ -98,9 +107,9 @@ def of_the_primary(deployment: Deployment) -> list[str]:
     for one in found["open"]:
         command = types(f"SELECT pg_terminate_backend({one['pid']})")
         told.append(
-            f"pid {one['pid']} ({one['role']}, {one['state']}) is in a transaction for "
-            f"{one['hours']} h: its locks stay, and vacuum removes nothing that is newer; "
-            f"{command} ends it"
+            f"pid {one['pid']} ({one['role']}, {one['state']}: {one['does']} …) is in a "
+            f"transaction for {one['hours']} h: its locks stay, and vacuum removes nothing that is "
+            f"newer; {command} ends it, and loses what it did"
         )
     for one in found["held"]:
         told.append(
@@ -114,11 +123,11 @@ def of_the_primary(deployment: Deployment) -> list[str]:
             f"{types('VACUUM (FREEZE, SKIP_LOCKED)', one['database'])}"
         )
     for one in found["behind"]:
+        look = _psql(deployment, one["node"], _HOLDS_BACK, "postgres")
         told.append(
             f"{one['node']} has yet to replay {one['mib']} MiB: its readers see the past, and a "
             "failover would have to replay all of it first; a long query there, or a replay that "
-            f"is paused, holds it back: `elsapg verify --stack {deployment.stack} --only "
-            "replication`"
+            f"is paused, holds it back: {look} says which"
         )
     return told
 
@@ -128,7 +137,7 @@ def damaged_pages(deployment: Deployment, node: str) -> list[str]:
     leads = node == deployment.primary()
     return [
         f"{node} has read damaged pages ({count} in {where}, last {last}): its disk or memory is "
-        "bad; keep the old backups, and "
+        "bad; let no backup expire (archive.retention_days), and "
         + (
             "switch over to a clean standby, then make this node anew"
             if leads
@@ -178,12 +187,12 @@ def certificates(deployment: Deployment, unit: str) -> list[str]:
         verb = "has ended" if ends < now else "ends"
         told.append(
             f"certificate {name!r} of {unit} {verb} on {ends:%Y-%m-%d %H:%M} UTC, and then nobody "
-            f"talks to it any more: {_renews(deployment)}"
+            f"talks to it any more: {renews(deployment)}"
         )
     return told
 
 
-def _renews(deployment: Deployment) -> str:
+def renews(deployment: Deployment) -> str:
     """Who renews certificates; all of them do what lies in their window, and no more."""
     settings, stack = deployment.settings, deployment.stack
     if settings.target == "kubernetes" and settings.kubernetes.cert_manager:

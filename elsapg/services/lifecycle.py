@@ -21,6 +21,7 @@ from pulumi.automation.errors import CommandError, ConcurrentUpdateError, StackN
 from rich.console import Console
 
 from elsapg import process, stackfile
+from elsapg.definition import topology as t
 from elsapg.errors import (
     DeploymentError,
     ElsapgError,
@@ -97,9 +98,19 @@ class Lifecycle:
             # no look at the task tells: they are safe to run again, so they do.
             tasks = session.tasks(stack) if refresh else None
             session.run(record, stack.up, refresh=refresh or None, replace=tasks)
+            if refresh:
+                self._run_jobs_again(settings)
             if record.pending_operations or session.was_killed:
                 session.forget_pending_operations(stack)
             return record
+
+    def _run_jobs_again(self, settings: Settings) -> None:
+        """On kubernetes the tasks are a Job, which runs once; what it did may be undone, too."""
+        pods = Deployment(self.root, self.stack).pods
+        if pods is not None:
+            for task in t.tasks(settings):
+                self.console.print(f"{task.name} ...")
+                pods.rerun(task.name)
 
     def unprotect(self) -> None:
         """Let everything in the state be replaced; the next `up` protects it again."""

@@ -137,8 +137,15 @@ class Writer:
             ),
             repository_cipher=repository.get("repo1-cipher-pass") or self._cipher(),
         )
-        keys = {name: new_encryption_key() for name in settings.encryption.key_ids}
         old = self._found.get(ENCRYPTION_KEYS)
+        if old is None and not (self._opened and self._opened.keys):
+            self._nothing_to_open(
+                ENCRYPTION_KEYS,
+                "other keys would not open its encrypted JSON: put the Secret back (if nothing was "
+                f"ever encrypted, `kubectl -n {self._place.namespace} create secret generic "
+                f"{ENCRYPTION_KEYS}` lets new ones be made)",
+            )
+        keys = {name: new_encryption_key() for name in settings.encryption.key_ids}
         # Without the source's a clone could not read its rows.
         keys |= self._opened.keys if self._opened else {}
         # A key that the stack names no longer may still be needed to read old rows.
@@ -176,17 +183,24 @@ class Writer:
         known = _environment("repository-cipher")
         if known:
             return known
+        self._nothing_to_open(
+            REPOSITORY,
+            "a new cipher would not read its old backups: put the Secret back, or the cipher into "
+            f"{_variable('repository-cipher')}",
+        )
+        return new_secret(CIPHER_BYTES)
+
+    def _nothing_to_open(self, secret: str, why: str) -> None:
+        """Raise UsageError where a Secret that opens data is gone, and the data is there."""
         claim = f"data-{t.node_names(self._place.settings)[0]}"
         there = self._cluster(
             "get", "persistentvolumeclaim", claim, "--ignore-not-found", "-o", "name"
         )
         if there.strip():
             raise UsageError(
-                f"Secret {REPOSITORY} is gone from {self._place.namespace}, but the data of the "
-                "stack is there, and a new cipher would not read its old backups: put the Secret "
-                f"back, or the cipher into {_variable('repository-cipher')}, and run this again"
+                f"Secret {secret} is gone from {self._place.namespace}, but the data of the stack "
+                f"is there, and {why}, and run this again"
             )
-        return new_secret(CIPHER_BYTES)
 
     def certificates(self) -> None:
         """The CA and what it signs: made, or renewed in their window."""
@@ -367,8 +381,9 @@ def outputs_from_cluster(
     missing = [name for name in wanted if name not in found]
     if missing:
         raise NotDeployedError(
-            f"namespace {namespace} has no Secret {missing[0]}: `elsapg secrets apply --stack "
-            f"{stack}` makes it, unless something else in your stack's file is to"
+            f"namespace {namespace} has no Secret {missing[0]}: if it was there, put it "
+            f"back from where you keep it; else `elsapg secrets apply --stack {stack}` makes it, "
+            "unless something else in your stack's file is to"
         )
     return {
         "passwords": json_of(found[ROLES], "roles.json"),

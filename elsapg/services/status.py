@@ -229,7 +229,8 @@ def _nodes(deployment: Deployment, status: Status) -> None:
             "no synchronous standby now: a failover could lose commits"
             if mode == "on"
             else "no synchronous standby now: every commit waits until a standby streams; without "
-            "one, `synchronous: on` in postgres of the stack's file, applied, lets writes go on"
+            f"one, `{_lets_go_on(deployment)}` lets writes go on, until the next `elsapg up` or "
+            "`synchronous: on` in the stack's file"
         )
 
 
@@ -251,6 +252,11 @@ def _without_members(deployment: Deployment, error: str) -> str:
 def _patronictl(deployment: Deployment, node: str, command: str, *options: str) -> str:
     """What a person types to have Patroni do something with a node."""
     return deployment.hosts.shell(node, *_PATRONICTL, command, t.SCOPE, node, *options)
+
+
+def _lets_go_on(deployment: Deployment) -> str:
+    command = ("edit-config", t.SCOPE, "--set", "synchronous_mode_strict=false", "--force")
+    return deployment.hosts.shell(deployment.any_node(), *_PATRONICTL, *command)
 
 
 _PATRONICTL = ("patronictl", "-c", f"{t.CONFIG_DIR}/patroni.yml")

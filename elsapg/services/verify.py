@@ -224,8 +224,8 @@ def verify(
     states = deployment.hosts.states()
     if not any(state.state == "running" for state in states.values()):
         raise NotDeployedError(
-            f"nothing of stack {deployment.stack!r} runs: `elsapg up --stack {deployment.stack}` "
-            "starts it"
+            f"nothing of stack {deployment.stack!r} runs: `elsapg up --stack {deployment.stack} "
+            "--refresh` starts it"
         )
     started = datetime.datetime.now(datetime.UTC)
     clock = time.monotonic()

@@ -66,6 +66,9 @@ class Hosts(Protocol):
     def remedy(self, unit: str, state: str = "") -> str:
         """What to do about a unit that does not run but is in `state`, as half a sentence."""
 
+    def anew(self, unit: str) -> str:
+        """How to have a unit made again from its definition; its volumes stay."""
+
     def run(self, unit: str, *command: str, timeout: int = 60) -> Completed:
         """Run a command in a unit; standard output and error together.
 

@@ -8,7 +8,9 @@ from collections.abc import Iterable
 
 from tests.infra.facts import Facts, judge, none, same
 
-AGAIN = "run `elsapg up`, which sets the parameters and applies bootstrap_sql/cluster again"
+AGAIN = (
+    "run `elsapg up --refresh`, which sets the parameters and applies bootstrap_sql/cluster again"
+)
 AUDITED = ("elsa_workflows.tenants", "elsa_workflows.users")
 # As they must run, whatever the stack's own parameters say; more classes may be logged.
 WANTED = {

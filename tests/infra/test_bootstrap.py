@@ -8,7 +8,7 @@ from elsapg.runner.migrations import Applied, find_problems
 from elsapg.runner.sqlfile import read_tree
 from tests.infra.facts import Facts, none
 
-AGAIN = "run `elsapg up`, which applies them"
+AGAIN = "run `elsapg up --refresh`, which applies them"
 
 
 def test_every_migration_is_applied(facts: Facts, root: Path, database: str) -> None:

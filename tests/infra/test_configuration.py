@@ -21,7 +21,7 @@ def test_parameters_run_as_defined(facts: Facts, node: str) -> None:
     found = facts.server(node)["parameters"]
     none(
         (f"{p['name']} is {p['running']!r}, not {p['value']!r}" for p in found if not p["holds"]),
-        "run `elsapg up`; ALTER SYSTEM and ALTER ROLE postgres may also stand in the way",
+        "run `elsapg up --refresh`; ALTER SYSTEM and ALTER ROLE postgres may also stand in the way",
     )
 
 
@@ -32,7 +32,7 @@ def test_no_parameter_waits_for_a_restart(facts: Facts, node: str) -> None:
     told = any(m["name"] == node and m.get("pending_restart") for m in facts.members)
     none(
         waiting or (["Patroni says so"] if told else []),
-        f"restart {node}, the standby before the primary: `elsapg up` does it in that order",
+        f"restart {node}, the standby before the primary: `elsapg status` prints the command",
     )
 
 
@@ -45,7 +45,7 @@ def test_nothing_was_set_past_patroni(facts: Facts, node: str) -> None:
     )
     none(
         (f"{e['sourcefile']}:{e['sourceline']} {e['error']}" for e in server["file_errors"]),
-        "run `elsapg up`",
+        "run `elsapg up --refresh`",
     )
 
 
@@ -67,7 +67,8 @@ def test_patroni_runs_as_defined(facts: Facts, node: str) -> None:
     same(
         _flat(found),
         _flat(dynamic_configuration(facts.deployment.settings)),
-        "run `elsapg up`; what was set by patronictl edit-config belongs into the stack's file",
+        "run `elsapg up --refresh`; what was set by patronictl edit-config belongs into the "
+        "stack's file",
     )
 
 
@@ -87,7 +88,7 @@ def test_patroni_is_not_paused(facts: Facts, node: str) -> None:
     judge(
         not state.get("pause") and state["state"] == "running",
         f"{node}: state {state['state']}, paused {state.get('pause', False)}",
-        "resume it: `patronictl resume`",
+        "`elsapg status` says what holds it, and the command",
     )
 
 
@@ -96,9 +97,9 @@ def test_access_rules_are_strict(facts: Facts, node: str) -> None:
     server = facts.server(node)
     none(
         (f"line {r['number']}: {r['error']}" for r in server["hba"] if r["error"]),
-        "run `elsapg up`: an invalid file leaves the rules of before in force",
+        "run `elsapg up --refresh`: an invalid file leaves the rules of before in force",
     )
-    judge(server["hba"], "there are no rules", "run `elsapg up`")
+    judge(server["hba"], "there are no rules", "run `elsapg up --refresh`")
     allowed = {("local", "peer"), ("hostssl", "cert"), ("hostssl", "scram-sha-256")}
     none(
         (
@@ -107,11 +108,12 @@ def test_access_rules_are_strict(facts: Facts, node: str) -> None:
             for r in server["hba"]
             if r["method"] != "reject" and (r["type"], r["method"]) not in allowed
         ),
-        "remove the rule from pg_hba.conf and reload: Patroni writes that file, `elsapg up` too",
+        "remove the rule from pg_hba.conf and reload: Patroni writes that file, "
+        "`elsapg up --refresh` too",
     )
     last = server["hba"][-1]
-    same((last["type"], last["method"]), ("hostnossl", "reject"), "run `elsapg up`")
-    none((e["error"] for e in server["ident_errors"]), "run `elsapg up`")
+    same((last["type"], last["method"]), ("hostnossl", "reject"), "run `elsapg up --refresh`")
+    none((e["error"] for e in server["ident_errors"]), "run `elsapg up --refresh`")
 
 
 def test_every_password_is_scram(facts: Facts, primary: str) -> None:
@@ -122,7 +124,7 @@ def test_every_password_is_scram(facts: Facts, primary: str) -> None:
             for r in facts.server(primary)["roles"]
             if r["verifier"] not in ("none", "scram-sha-256")
         ),
-        "run `elsapg up`, which sets the stack's passwords again",
+        "run `elsapg up --refresh`, which sets the stack's passwords again",
     )
 
 
@@ -130,7 +132,7 @@ def test_extensions_are_there(facts: Facts, any_database: str) -> None:
     """The database has its extensions, and none besides."""
     found = {row["name"] for row in facts.database(any_database)["extensions"]}
     # Another migration may bring its own.
-    same(found & EXTENSIONS[any_database], EXTENSIONS[any_database], "run `elsapg up`")
+    same(found & EXTENSIONS[any_database], EXTENSIONS[any_database], "run `elsapg up --refresh`")
 
 
 def test_databases_are_as_defined(facts: Facts, primary: str) -> None:
@@ -141,7 +143,11 @@ def test_databases_are_as_defined(facts: Facts, primary: str) -> None:
         if d["database"] in t.DATABASES
     }
     wanted = ("elsa_owner", "UTF8", "b", "C.UTF-8")
-    same(found, dict.fromkeys(t.DATABASES, wanted), "run `elsapg up`; a locale needs a dump")
+    same(
+        found,
+        dict.fromkeys(t.DATABASES, wanted),
+        "run `elsapg up --refresh`; a locale needs a dump",
+    )
 
 
 def test_pgbouncer_runs_as_defined(facts: Facts, pooler: str) -> None:
@@ -169,7 +175,7 @@ def test_pgbouncer_runs_as_defined(facts: Facts, pooler: str) -> None:
     same(
         {key: found.get(key) for key in wanted},
         {key: str(value) for key, value in wanted.items()},
-        "run `elsapg up`; what was SET on the console is gone after a RELOAD",
+        "run `elsapg up --refresh`; what was SET on the console is gone after a RELOAD",
     )
 
 
@@ -191,7 +197,7 @@ def test_pgbouncer_serves_both_databases(facts: Facts, pooler: str) -> None:
         for d in facts.show(pooler, "DATABASES")
         if d["name"] != "pgbouncer"
     }
-    same(found, wanted, "run `elsapg up`")
+    same(found, wanted, "run `elsapg up --refresh`")
 
 
 def test_every_connection_is_encrypted(facts: Facts, node: str) -> None:

@@ -35,7 +35,8 @@ def test_configuration_is_roots_and_private(facts: Facts, unit: Unit) -> None:
     if facts.kubernetes:
         _projected(unit)
         return
-    judge(unit.files, f"{unit.name} has no /etc/elsapg", "run `elsapg up`")
+    anew = facts.deployment.hosts.anew(unit.name)
+    judge(unit.files, f"{unit.name} has no /etc/elsapg", anew)
     none(
         (
             f"{f.path} is {f.owner}:{f.group} mode {f.mode:04o}"

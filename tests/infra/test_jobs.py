@@ -29,7 +29,8 @@ def test_every_job_is_scheduled_and_active(facts: Facts, primary: str) -> None:
     same(
         found,
         {j["cron_name"]: (j["schedule"], j["database"], "elsa_jobs", True) for j in jobs},
-        "switch it on by cron.alter_job(jobid, active => true); `elsapg up` schedules what lacks",
+        "switch it on, as postgres in database postgres: SELECT cron.alter_job(jobid, username => "
+        "'elsa_jobs', active => true) FROM cron.job; `elsapg up --refresh` schedules what lacks",
     )
 
 

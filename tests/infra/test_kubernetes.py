@@ -394,7 +394,8 @@ def test_backups_are_scheduled_and_good(facts: Facts, cluster: Cluster) -> None:
             wrong.append(f"{name(runs[-1])} failed")
     none(
         wrong,
-        "`kubectl logs job/NAME` says why one failed; `elsapg backup now` takes one; " + APPLY,
+        "`kubectl logs job/NAME` says why one failed; `elsapg backup now` takes one, and "
+        "then the failed Job can be deleted; " + APPLY,
     )
 
 

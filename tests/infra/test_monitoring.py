@@ -9,7 +9,7 @@ import pytest
 
 from tests.infra.facts import Facts, none, same
 
-AGAIN = "`elsapg up` applies bootstrap_sql/cluster again"
+AGAIN = "`elsapg up --refresh` applies bootstrap_sql/cluster again"
 READERS = {f"{role} SELECT" for role in ("elsa_host", "elsa_readonly", "monitoring")}
 VIEWS = {
     "elsa_workflows": {

@@ -13,7 +13,7 @@ MAKE = (
 def test_months_are_there_ahead(facts: Facts) -> None:
     """Every table by months has this month's partition and the next ones'."""
     rows = facts.database("elsa_workflows")["months"]
-    judge(rows, "no table by months", "run `elsapg up`: migrations lack")
+    judge(rows, "no table by months", "run `elsapg up --refresh`: migrations lack")
     none(
         (
             f"{r['table_name']}: {r['months_ahead']} months ahead"

@@ -19,7 +19,7 @@ ROLES = (
 )
 # Its log, sockets, epoll and such.
 OWN_FILES = 20
-AGAIN = "run `elsapg up`, which sets PgBouncer and the passwords again"
+AGAIN = "run `elsapg up --refresh`, which sets PgBouncer and the passwords again"
 
 
 def test_nothing_is_paused(facts: Facts, pooler: str) -> None:
@@ -33,7 +33,8 @@ def test_nothing_is_paused(facts: Facts, pooler: str) -> None:
                 if d["disabled"] == "1"
             ),
         ],
-        "RESUME (or ENABLE) on the console of that pooler; a planned switchover resumes by itself",
+        "`elsapg status` says what holds it: a switchover, or a restore that has not ended; "
+        "DISABLE is undone by ENABLE on that pooler's console",
     )
 
 

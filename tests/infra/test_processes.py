@@ -45,7 +45,8 @@ def test_every_unit_runs(facts: Facts, unit_name: str) -> None:
     judge(
         facts.runs(unit_name),
         f"{unit_name} is {state.state if state else 'absent'}",
-        f"its log says why; {facts.deployment.hosts.remedy(unit_name)}",
+        "its log says why; "
+        + facts.deployment.hosts.remedy(unit_name, state.state if state else "missing"),
     )
 
 
@@ -55,7 +56,7 @@ def test_process_1_is_the_service_itself(facts: Facts, unit: Unit) -> None:
     judge(
         wanted in unit.first.command,
         f"process 1 of {unit.name} is {unit.first.command!r}",
-        f"it should be `{wanted}`: run `elsapg up` to make the unit afresh",
+        f"it should be `{wanted}`: {facts.deployment.hosts.anew(unit.name)}",
     )
 
 
@@ -77,11 +78,11 @@ def test_nothing_else_runs_beside_it(facts: Facts, unit: Unit) -> None:
     )
 
 
-def test_every_process_runs_as_uid_999(unit: Unit) -> None:
+def test_every_process_runs_as_uid_999(facts: Facts, unit: Unit) -> None:
     """No process of the unit is root's or anybody's but uid 999's."""
     none(
         (f"{p.command or p.name} runs as uid {p.uid}" for p in unit.processes if p.uid != UID),
-        "run `elsapg up` to make the unit afresh",
+        facts.deployment.hosts.anew(unit.name),
     )
 
 
@@ -91,7 +92,7 @@ def test_nobody_can_log_in_to_a_node(facts: Facts, node: str) -> None:
     same((user.uid, user.shell), (UID, "/usr/sbin/nologin"), "rebuild the image")
 
 
-def test_no_process_holds_a_capability(unit: Unit) -> None:
+def test_no_process_holds_a_capability(facts: Facts, unit: Unit) -> None:
     """No process has a capability, nor can get one by executing a file."""
     none(
         (
@@ -100,7 +101,7 @@ def test_no_process_holds_a_capability(unit: Unit) -> None:
             for p in unit.tree
             if p.state != "Z" and (int(p.capabilities or "0", 16) or not p.no_new_privileges)
         ),
-        "run `elsapg up` to make the unit afresh, with all capabilities dropped",
+        f"{facts.deployment.hosts.anew(unit.name)}, with all capabilities dropped",
     )
 
 
@@ -110,9 +111,10 @@ def test_its_root_cannot_be_written(facts: Facts, unit: Unit) -> None:
     judge(
         root and "ro" in root[-1] and facts.containment(unit.name).read_only,
         f"{unit.name}'s root is mounted {','.join(root[-1]) if root else 'nowhere'}",
-        "run `elsapg up` to make the unit afresh",
+        facts.deployment.hosts.anew(unit.name),
     )
-    none((f"{path} can be written" for path in unit.writable), "run `elsapg up`")
+    anew = facts.deployment.hosts.anew(unit.name)
+    none((f"{path} can be written" for path in unit.writable), anew)
 
 
 def test_its_memory_is_limited(facts: Facts, unit: Unit) -> None:
@@ -122,7 +124,7 @@ def test_its_memory_is_limited(facts: Facts, unit: Unit) -> None:
     judge(
         limit == wanted.memory_mb,
         f"{unit.name}: {limit or 'no'} MiB, not {wanted.memory_mb} MiB",
-        "run `elsapg up`",
+        facts.deployment.hosts.anew(unit.name),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from elsapg.definition import topology as t
 from tests.infra.facts import Facts, none, same
 
-AGAIN = "run `elsapg up`, which applies bootstrap_sql/cluster again"
+AGAIN = "run `elsapg up --refresh`, which applies bootstrap_sql/cluster again"
 UNLIMITED = -1
 # role: login, replication, bypasses row-level security, connection limit, kind of password
 ROLES = {

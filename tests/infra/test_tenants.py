@@ -90,8 +90,8 @@ def test_elsas_own_tables_are_all_isolated_or_none(facts: Facts) -> None:
     if any(r["is_enabled"] for r in rows):
         none(
             (f"{r['relation']} is not covered" for r in rows if not r["is_complete"]),
-            "an upgrade of Elsa brought it: elsapg psql elsa_migrator -c "
-            "'SELECT elsapg.enable_elsa_row_security()'",
+            "an upgrade of Elsa brought it: `elsapg psql elsa_migrator -c "
+            "'SELECT elsapg.enable_elsa_row_security()'`",
         )
 
 
@@ -220,5 +220,7 @@ def test_a_session_leaves_nothing_in_the_pool(facts: Facts, pooler: str) -> None
             found = second.execute(look).fetchone()
             first.execute(f"RESET {setting}")
         if found[0] == pid:
-            return same(found[1], None, "server_reset_query_always in PgBouncer; run `elsapg up`")
+            return same(
+                found[1], None, "server_reset_query_always in PgBouncer; run `elsapg up --refresh`"
+            )
     return unjudged("no two clients came to the same server connection")

@@ -13,10 +13,11 @@ import pytest
 from cryptography import x509
 
 from elsapg.definition import topology as t
+from elsapg.services.hazards import renews
 from tests.infra.endpoints import Answer, Endpoint, ask, endpoints, names_of
 from tests.infra.facts import Facts, Unit, judge, none, same, unjudged
 
-RENEW = "run `elsapg up`, which renews certificates and reloads whoever serves them"
+RENEW = "run `elsapg up --refresh`, which renews certificates and reloads whoever serves them"
 SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 
 
@@ -77,7 +78,11 @@ def test_clients_cannot_use_tls_1_2(facts: Facts, pooler: str) -> None:
         version, _ = _handshake(facts, pooler, context)
     except (ssl.SSLError, ConnectionError):
         return
-    judge(False, f"{pooler} spoke {version}", "run `elsapg up`: client_tls_protocols is tlsv1.3")
+    judge(
+        False,
+        f"{pooler} spoke {version}",
+        "run `elsapg up --refresh`: client_tls_protocols is tlsv1.3",
+    )
 
 
 def test_every_port_is_verified_by_the_ca(served: list[tuple[Endpoint, Answer]]) -> None:
@@ -98,7 +103,7 @@ def test_tls_1_2_is_refused(served: list[tuple[Endpoint, Answer]]) -> None:
             for e, a in served
             if e.only_13 and re.search(r"BEGIN CERTIFICATE|Cipher is [A-Z]+-", a.tls12)
         ),
-        "run `elsapg up`: their least version is TLS 1.3",
+        "run `elsapg up --refresh`: their least version is TLS 1.3",
     )
 
 
@@ -112,7 +117,7 @@ def test_clear_text_is_refused(served: list[tuple[Endpoint, Answer]]) -> None:
             if (e.postgres and not re.search(refusal, a.clear))
             or (not e.postgres and re.search(r"HTTP/1\.[01] [23]", a.clear))
         ),
-        "run `elsapg up`; pg_hba.conf must hold hostssl rules only",
+        "run `elsapg up --refresh`; pg_hba.conf must hold hostssl rules only",
     )
 
 
@@ -168,7 +173,7 @@ def test_no_certificate_nears_its_end(facts: Facts, unit: Unit) -> None:
             if certificate.not_valid_after_utc - now <= window
             or certificate.not_valid_before_utc > now
         ),
-        RENEW,
+        renews(facts.deployment),
     )
 
 
@@ -197,4 +202,6 @@ def test_patroni_obeys_only_certificates(facts: Facts, node: str) -> None:
         "curl -sS --max-time 5 --cacert /etc/elsapg/tls/ca.crt -o /dev/null -w '%{http_code}' "
         f"-X PATCH -d '{{}}' https://{node}:{t.PATRONI_PORT}/config"
     )
-    same(done.stdout.strip(), "403", "run `elsapg up`: Patroni's verify_client must be set")
+    same(
+        done.stdout.strip(), "403", "run `elsapg up --refresh`: Patroni's verify_client must be set"
+    )

@@ -161,6 +161,11 @@ def test_what_a_person_types(hosts: KubernetesHosts) -> None:
         "`kubectl --context prod -n elsapg-test describe pod pg-1` says why"
     )
     assert "-l app.kubernetes.io/component=pgbouncer" in there.remedy("pgbouncer-9")
+    # Of a pod that was never made, whoever is to make it knows why.
+    assert "describe statefulset -l app.kubernetes.io/component=" in there.remedy("pg-2", "missing")
+    pools = there.remedy("pgbouncer-1", "missing")
+    assert "describe deployment,replicaset -l app.kubernetes.io/component=pgbouncer" in pools
+    assert "delete pod pg-1`" in there.anew("pg-1")
 
 
 @pytest.mark.parametrize(

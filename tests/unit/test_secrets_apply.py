@@ -279,6 +279,22 @@ def test_a_lost_cipher_is_not_made_anew_over_data(
     assert cluster.data("repository") == old
 
 
+def test_lost_encryption_keys_are_not_made_anew_over_data(
+    root: Path, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ELSAPG_S3_ACCESS_KEY", ACCESS)
+    monkeypatch.setenv("ELSAPG_S3_SECRET_KEY", SECRET)
+    old = cluster.secrets.pop("encryption-keys")
+    cluster.claims.add("data-pg-1")
+    with pytest.raises(UsageError, match="would not open its encrypted JSON: put the Secret back"):
+        service.apply(root, "least", cluster=cluster)
+    assert cluster.writes == []
+    # As the error says for a stack that has encrypted nothing.
+    cluster.secrets["encryption-keys"] = {k: v for k, v in old.items() if k != "data"}
+    service.apply(root, "least", cluster=cluster)
+    assert set(cluster.data("encryption-keys")) == set(old["data"])
+
+
 # -- certificates ------------------------------------------------------------------------------
 
 
@@ -431,7 +447,7 @@ def test_outputs_are_those_of_up(root: Path, cluster: FakeCluster) -> None:
 
 
 def test_outputs_of_a_stack_that_is_not_there(root: Path) -> None:
-    with pytest.raises(NotDeployedError, match="has no Secret roles: `elsapg secrets apply"):
+    with pytest.raises(NotDeployedError, match=r"has no Secret roles: .* `elsapg secrets apply"):
         service.outputs_from_cluster("least", stackfile.read(root, "least"), FakeCluster())
 
 

@@ -40,6 +40,14 @@ def test_our_own_stacks_hold(path: Path) -> None:
     stackfile.read(ROOT, path.stem.removeprefix("Pulumi."))
 
 
+def test_on_and_off_without_quotes_are_what_yaml_takes_them_for() -> None:
+    said = {"synchronous": False, "synchronous_commit": True}
+    found = Settings.model_validate({"postgres": said}).postgres
+    assert (found.synchronous, found.synchronous_commit) == ("off", "on")
+    with pytest.raises(ValueError, match="synchronous_commit"):
+        Settings.model_validate({"postgres": {"synchronous_commit": False}})
+
+
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Settings().postgres.replicas = 3  # type: ignore[misc]

@@ -243,7 +243,9 @@ def lock_pile_up(d: Healthy) -> None:
 
 
 def old_transaction(d: Healthy) -> None:
-    d.look["open"] = [{"pid": 412, "role": "elsa_migrator", "state": "idle", "hours": 5}]
+    d.look["open"] = [
+        {"pid": 412, "role": "elsa_migrator", "state": "idle", "hours": 5, "does": "ALTER TABLE"}
+    ]
 
 
 def held_slot(d: Healthy) -> None:
@@ -353,13 +355,19 @@ def overdue(d: Healthy) -> None:
         (lock_pile_up, "(elsa_migrator, active: ALTER TABLE …) holds up 12 sessions"),
         (lock_pile_up, "-c 'SELECT pg_cancel_backend(88)'` ends that"),
         (lock_pile_up, "-c 'SELECT pg_terminate_backend(89)'` ends that"),
-        (old_transaction, "pid 412 (elsa_migrator, idle) is in a transaction for 5 h"),
+        (
+            old_transaction,
+            "pid 412 (elsa_migrator, idle: ALTER TABLE …) is in a transaction for 5 h",
+        ),
         (held_slot, "replication slot pg_2 keeps vacuum from 60000000 transactions"),
         (few_ids, "database elsa_runtime has used 61 % of its transaction ids"),
         (behind, "pg-2 has yet to replay 2048 MiB"),
         (damaged_on_the_standby, "pg-2 has read damaged pages (3 in elsa_runtime, last today)"),
-        (damaged_on_the_standby, "keep the old backups, and make this node anew"),
-        (damaged_on_the_primary, "keep the old backups, and switch over to a clean standby"),
+        (
+            damaged_on_the_standby,
+            "let no backup expire (archive.retention_days), and make this node anew",
+        ),
+        (damaged_on_the_primary, "(archive.retention_days), and switch over to a clean standby"),
         (job_overdue, "job cleanup of elsa_runtime is overdue (last error: deadlock detected)"),
         (no_months, "workflow_instances has partitions for 0 months ahead: "),
         (no_months, "SELECT elsa_workflows.create_monthly_partitions()'` makes more"),
@@ -467,6 +475,8 @@ def test_a_node_that_is_on_its_way_is_left_alone(deployment: Healthy) -> None:
 
 def test_a_stack_on_kubernetes_may_be_applied_by_others() -> None:
     told = for_stack(for_whoever_applies("run `elsapg up`, which renews it"), "test")
+    again = for_stack(for_whoever_applies("`elsapg up --refresh`"), "test")
+    assert again.startswith("`elsapg up --refresh --stack test` (or delete Job bootstrap-…, ")
     assert told == (
         "run `elsapg up --stack test` (or what `elsapg render --stack test` writes, applied), "
         "which renews it"
@@ -481,6 +491,7 @@ def test_a_stack_on_kubernetes_may_be_applied_by_others() -> None:
             "`elsapg up --stack other`, `elsapg up`",
             "`elsapg up --stack other`, `elsapg up --stack test`",
         ),
+        ("`elsapg setup` here", None),
         ("`elsapg status -s other`; `docker ps`; elsapg up", None),
     ],
 )

@@ -35,8 +35,14 @@ class DockerHosts:
     def remedy(self, unit: str, state: str = "") -> str:
         if state == "restarting":
             return f"`docker logs --tail 50 {self.physical(unit)}` says why it ends again and again"
+        if state == "paused":
+            return f"`docker unpause {self.physical(unit)}` lets it go on"
         # One command brings back whatever is missing.
         return f"`elsapg up --stack {self._stack} --refresh` brings it back"
+
+    def anew(self, unit: str) -> str:
+        name = self.physical(unit)
+        return f"`docker rm -f {name}`, then `elsapg up --refresh` makes it anew; its volumes stay"
 
     def run(self, unit: str, *command: str, timeout: int = 60) -> Completed:
         """Run a command in a unit; standard output and error together.
@@ -50,7 +56,8 @@ class DockerHosts:
             if not found:
                 raise NotDeployedError(
                     f"{unit} of stack {self._stack!r} does not run: "
-                    f"`elsapg status --stack {self._stack}` says what does, `elsapg up` starts it"
+                    f"`elsapg status --stack {self._stack}` says what does, "
+                    f"`elsapg up --stack {self._stack} --refresh` brings it back"
                 )
             return Completed(*d.execute(found[0], command))
 

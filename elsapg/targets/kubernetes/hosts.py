@@ -97,8 +97,20 @@ class KubernetesHosts:
         spot = self.spot(unit)
         return self.kubectl.line("exec", spot.pod, "-c", spot.container, "--", *command)
 
+    def anew(self, unit: str) -> str:
+        line = self.kubectl.line("delete", "pod", self.physical(unit))
+        return (
+            f"apply the stack (`elsapg up`); if it stays so, `{line}`: it is made anew, and its "
+            "volumes stay"
+        )
+
     def remedy(self, unit: str, state: str = "") -> str:
-        del state  # the cluster itself tells more
+        if state == "missing":
+            # Why a pod was never made stands with whoever is to make it.
+            kind = "deployment,replicaset" if unit.startswith(POOLERS) else "statefulset"
+            component = POOLERS if unit.startswith(POOLERS) else NODES
+            line = self.kubectl.line("describe", kind, "-l", f"{COMPONENT}={component}")
+            return f"`{line}` says why"
         if unit.startswith(POOLERS):
             what: tuple[str, ...] = ("pods", "-l", f"{COMPONENT}={POOLERS}")
         else:
