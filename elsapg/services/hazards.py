@@ -15,6 +15,7 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from elsapg.definition import topology as t
+from elsapg.errors import UnhealthyError
 from elsapg.services.deployment import Deployment
 
 # Nobody waits 3 s for a lock by plan; roles give up after 10 s. Advisory locks are Elsa's own, held
@@ -90,8 +91,11 @@ _MONTHS = (
 def of_the_primary(deployment: Deployment) -> list[str]:
     """Sessions in the way, ids that run out, standbys that replay far behind."""
     node = deployment.primary()
-    [[text]] = deployment.query(node, _LOOK)
-    found: dict[str, list[dict[str, Any]]] = json.loads(text)
+    rows = deployment.query(node, _LOOK)
+    if not rows:
+        # A container that is being stopped may answer nothing, with success.
+        raise UnhealthyError(f"{node} told nothing of its sessions: look again")
+    found: dict[str, list[dict[str, Any]]] = json.loads(rows[0][0])
 
     def types(sql: str, database: str = "postgres") -> str:
         return _psql(deployment, node, sql, database)

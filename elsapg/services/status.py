@@ -364,7 +364,7 @@ def _pool(deployment: Deployment, status: Status, name: str) -> None:
     def total(column: str) -> int:
         return sum(int(row[column]) for row in pools if row["database"] != "pgbouncer")
 
-    paused = state["paused"] == "yes" or any(row["paused"] == "1" for row in databases)
+    paused = state.get("paused") == "yes" or any(row["paused"] == "1" for row in databases)
     status.pools.append(
         Pool(
             name=name,

@@ -128,15 +128,17 @@ def test_standby_killed(faults: Faults, under_writes: UnderWrites) -> None:
 def test_readers_return_to_the_standby(faults: Faults, doors: Access) -> None:
     """Without one they read from the primary, and do not stay there when it is back."""
 
-    def at_a_standby() -> bool:
-        with doors.connect("elsa_readonly", f"{DATABASE}_readonly") as reader:
+    def at_a_standby() -> bool | None:
+        with (
+            contextlib.suppress(psycopg.OperationalError),  # what the standby took with it
+            doors.connect("elsa_readonly", f"{DATABASE}_readonly") as reader,
+        ):
             row = reader.execute("SELECT pg_is_in_recovery()").fetchone()
-        return bool(row and row[0])
+            return bool(row and row[0])
+        return None
 
     def at_the_primary() -> bool:
-        with contextlib.suppress(psycopg.OperationalError):  # what the standby took with it
-            return not at_a_standby()
-        return False
+        return at_a_standby() is False
 
     state = faults.wait_healthy()
     wait_for(at_a_standby, "readers are at the standby", 2 * t.READERS_RETURN_S + 30)

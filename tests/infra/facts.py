@@ -42,10 +42,14 @@ class NotSo(AssertionError):
         super().__init__(f"{found} -> {todo}")
 
 
-def judge(holds: object, found: object, todo: str) -> None:
+# What to do, or, where that has to be asked for, how to find it out when it is needed.
+Todo = str | Callable[[], str]
+
+
+def judge(holds: object, found: object, todo: Todo) -> None:
     """Raise NotSo unless `holds`."""
     if not holds:
-        raise NotSo(str(found), todo)
+        raise NotSo(str(found), todo if isinstance(todo, str) else todo())
 
 
 def same(found: object, wanted: object, todo: str) -> None:
@@ -54,12 +58,12 @@ def same(found: object, wanted: object, todo: str) -> None:
         raise NotSo(difference(found, wanted), todo)
 
 
-def none(wrong: Iterable[object], todo: str) -> None:
+def none(wrong: Iterable[object], todo: Todo) -> None:
     """Raise NotSo, listing them, if there are any `wrong` things."""
     listed = [str(thing) for thing in wrong]
     if listed:
         more = f" and {len(listed) - 8} more" if len(listed) > 8 else ""
-        raise NotSo("; ".join(listed[:8]) + more, todo)
+        judge(False, "; ".join(listed[:8]) + more, todo)
 
 
 def difference(found: object, wanted: object) -> str:

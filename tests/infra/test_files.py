@@ -35,8 +35,11 @@ def test_configuration_is_roots_and_private(facts: Facts, unit: Unit) -> None:
     if facts.kubernetes:
         _projected(unit)
         return
-    anew = facts.deployment.hosts.anew(unit.name)
-    judge(unit.files, f"{unit.name} has no /etc/elsapg", anew)
+    judge(
+        unit.files,
+        f"{unit.name} has no /etc/elsapg",
+        lambda: facts.deployment.hosts.anew(unit.name),
+    )
     none(
         (
             f"{f.path} is {f.owner}:{f.group} mode {f.mode:04o}"

@@ -56,7 +56,7 @@ def test_process_1_is_the_service_itself(facts: Facts, unit: Unit) -> None:
     judge(
         wanted in unit.first.command,
         f"process 1 of {unit.name} is {unit.first.command!r}",
-        f"it should be `{wanted}`: {facts.deployment.hosts.anew(unit.name)}",
+        lambda: f"it should be `{wanted}`: {facts.deployment.hosts.anew(unit.name)}",
     )
 
 
@@ -82,7 +82,7 @@ def test_every_process_runs_as_uid_999(facts: Facts, unit: Unit) -> None:
     """No process of the unit is root's or anybody's but uid 999's."""
     none(
         (f"{p.command or p.name} runs as uid {p.uid}" for p in unit.processes if p.uid != UID),
-        facts.deployment.hosts.anew(unit.name),
+        lambda: facts.deployment.hosts.anew(unit.name),
     )
 
 
@@ -101,7 +101,7 @@ def test_no_process_holds_a_capability(facts: Facts, unit: Unit) -> None:
             for p in unit.tree
             if p.state != "Z" and (int(p.capabilities or "0", 16) or not p.no_new_privileges)
         ),
-        f"{facts.deployment.hosts.anew(unit.name)}, with all capabilities dropped",
+        lambda: f"{facts.deployment.hosts.anew(unit.name)}, with all capabilities dropped",
     )
 
 
@@ -111,10 +111,12 @@ def test_its_root_cannot_be_written(facts: Facts, unit: Unit) -> None:
     judge(
         root and "ro" in root[-1] and facts.containment(unit.name).read_only,
         f"{unit.name}'s root is mounted {','.join(root[-1]) if root else 'nowhere'}",
-        facts.deployment.hosts.anew(unit.name),
+        lambda: facts.deployment.hosts.anew(unit.name),
     )
-    anew = facts.deployment.hosts.anew(unit.name)
-    none((f"{path} can be written" for path in unit.writable), anew)
+    none(
+        (f"{path} can be written" for path in unit.writable),
+        lambda: facts.deployment.hosts.anew(unit.name),
+    )
 
 
 def test_its_memory_is_limited(facts: Facts, unit: Unit) -> None:
@@ -124,7 +126,7 @@ def test_its_memory_is_limited(facts: Facts, unit: Unit) -> None:
     judge(
         limit == wanted.memory_mb,
         f"{unit.name}: {limit or 'no'} MiB, not {wanted.memory_mb} MiB",
-        facts.deployment.hosts.anew(unit.name),
+        lambda: facts.deployment.hosts.anew(unit.name),
     )
 
 

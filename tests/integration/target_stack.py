@@ -152,12 +152,15 @@ class Target:
     def problems(self) -> list[str]:
         return status.gather(self.deployment).problems
 
-    def wait_healthy(self, seconds: float = 90) -> None:
+    def wait_healthy(self, seconds: float = 240) -> None:
         """Until `status` has nothing to complain about."""
-        deadline = time.monotonic() + seconds
-        while problems := self.problems():
-            assert time.monotonic() < deadline, problems
-            time.sleep(1)
+
+        def healthy() -> bool:
+            problems = self.problems()
+            assert not problems, problems
+            return True
+
+        eventually(healthy, seconds, 1)
 
     def uri(self, role: str = "elsa_app", via: connect.Via = "pool") -> str:
         return connect.libpq(connect.connection(self.deployment, role, via=via))

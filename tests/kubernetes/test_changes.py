@@ -11,7 +11,7 @@ from tests.chaos.writes import Access, continuous_writes
 from tests.kubernetes.faults import KubernetesFaults
 from tests.kubernetes.stack import Stack
 
-pytestmark = [pytest.mark.kubernetes, pytest.mark.slow]
+pytestmark = [pytest.mark.kubernetes, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 # The kubelet looks for changed files once a minute, and a little more.
 FILES_ARRIVE_S = 150

@@ -10,7 +10,7 @@ import pytest
 from elsapg.definition import topology as t
 from elsapg.targets.kubernetes import monitoring
 from elsapg.targets.kubernetes.objects import Place
-from tests.chaos.faults import archive_all
+from tests.chaos.faults import archive_all, wait_for
 from tests.kubernetes.faults import KubernetesFaults
 from tests.kubernetes.stack import Stack
 
@@ -88,7 +88,7 @@ def test_wal_arrives_in_s3(stack: Stack, faults: KubernetesFaults) -> None:
 
 
 def test_verify_is_green(stack: Stack, faults: KubernetesFaults) -> None:
-    stack.run("verify")
+    wait_for(stack.verified, "verify is green", 400, 5)
 
 
 def test_the_alerts_ask_for_what_patroni_tells(stack: Stack) -> None:

@@ -19,7 +19,7 @@ from tests.kubernetes.stack import Stack
 from tests.restore.commands import iso, restore, restore_killed
 from tests.restore.data import DATABASE, clock, fill, present, sums, writing
 
-pytestmark = [pytest.mark.kubernetes, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.kubernetes, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 # A stack that is kept from run to run has the rows of the run before.
 PREFIX = f"k8s{int(time.time())}"

@@ -14,7 +14,7 @@ from tests.kubernetes.stack import Stack
 from tests.kubernetes.test_restore import wal_has_its_volume
 from tests.restore.data import fill, sums
 
-pytestmark = [pytest.mark.kubernetes, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.kubernetes, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 
 def test_everything_is_lost_but_s3(stack: Stack, faults: KubernetesFaults) -> None:

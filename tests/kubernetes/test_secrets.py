@@ -16,7 +16,7 @@ from tests.kubernetes.faults import KubernetesFaults
 from tests.kubernetes.stack import Stack
 from tests.stacks import elsapg
 
-pytestmark = [pytest.mark.kubernetes, pytest.mark.slow]
+pytestmark = [pytest.mark.kubernetes, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 # A changed Secret is in the pods' files within a minute or so; then each process reloads.
 ARRIVES_S = 180

@@ -37,6 +37,9 @@ def follow(
     for line in lines:
         assigned = re.match(r"(export )?([A-Z_]+)=", line)
         typed = f"{assigned[0]}{values[assigned[2]]}" if assigned else line
+        if line == "elsapg status":
+            # Something may not have settled yet, and then a person looks again.
+            typed = "timeout 300 bash -c 'until elsapg status; do sleep 2; done'"
         for example, name in (names or {}).items():
             typed = re.sub(rf"(?<=\s){example}(?=\s|$)", name, typed)
         script.append(typed)

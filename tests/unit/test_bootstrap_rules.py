@@ -59,6 +59,7 @@ def test_a_history_that_fits_has_no_problems() -> None:
     assert problems([file(1), file(2), file(4)], [file(1), file(2)]) == []
 
 
+@settings(deadline=None)
 @given(st.integers(0, 8), st.integers(0, 8))
 def test_any_prefix_of_the_files_fits(count: int, done: int) -> None:
     files = [file(number + 1) for number in range(count)]

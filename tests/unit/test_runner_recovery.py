@@ -66,5 +66,5 @@ def test_it_does_not_try_for_ever(server: Server, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(recovery, "controldata", lambda _data: {"max_connections setting": "100"})
     plan = Plan("latest", "", 2, "backup", "")
     server.start(plan, with_target=False)
-    with pytest.raises(RecoveryError, match="raise them by .patronictl"):
+    with pytest.raises(RecoveryError, match=r"raise them by .patronictl"):
         server.wait(plan, lambda _: None, lambda: False)

@@ -23,7 +23,9 @@ def assert_none_in(secrets: list[str], text: str, where: str) -> None:
 def test_no_output_holds_a_secret(target: Target) -> None:
     secrets = target.secrets()
     target.change("pooler", reserve_pool_timeout=6)
-    said = [target.run("preview"), target.up(), target.run("status")]
+    said = [target.run("preview"), target.up()]
+    target.wait_healthy()
+    said.append(target.run("status"))
     said.append(target.run("up", "--yes", env={"PULUMI_CONFIG_PASSPHRASE": "wrong"}, code=6))
     for output in (*said, *target.said):
         assert_none_in(secrets, output, f"output beginning {output[:60]!r}")
