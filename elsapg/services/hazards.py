@@ -82,7 +82,11 @@ _HOLDS_BACK = (
     "SELECT pg_get_wal_replay_pause_state(), pid, usename, now() - xact_start AS since "
     "FROM pg_stat_activity WHERE xact_start < now() - interval '1 min' ORDER BY xact_start"
 )
-_OVERDUE = "SELECT job, coalesce(left(last_error, 200), '') FROM elsa_jobs.status WHERE overdue"
+# What a server slept through is made up for every five minutes.
+_OVERDUE = (
+    "SELECT job, coalesce(left(last_error, 200), '') FROM elsa_jobs.status "
+    "WHERE overdue AND pg_postmaster_start_time() < now() - interval '330 s'"
+)
 _MONTHS = (
     "SELECT table_name, months_ahead, default_rows FROM elsapg.partition_health WHERE NOT healthy"
 )
