@@ -98,19 +98,13 @@ class Lifecycle:
             # no look at the task tells: they are safe to run again, so they do.
             tasks = session.tasks(stack) if refresh else None
             session.run(record, stack.up, refresh=refresh or None, replace=tasks)
-            if refresh:
-                self._run_jobs_again(settings)
             if record.pending_operations or session.was_killed:
                 session.forget_pending_operations(stack)
+            pods = Deployment(self.root, self.stack).pods if refresh else None
+            if pods is not None:
+                # There they are a Job, which runs once.
+                pods.rerun(*(task.name for task in t.tasks(settings)))
             return record
-
-    def _run_jobs_again(self, settings: Settings) -> None:
-        """On kubernetes the tasks are a Job, which runs once; what it did may be undone, too."""
-        pods = Deployment(self.root, self.stack).pods
-        if pods is not None:
-            for task in t.tasks(settings):
-                self.console.print(f"{task.name} ...")
-                pods.rerun(task.name)
 
     def unprotect(self) -> None:
         """Let everything in the state be replaced; the next `up` protects it again."""
@@ -130,8 +124,7 @@ class Lifecycle:
         if pods is not None:
             # Whoever applied the stack: the Job is in the cluster, and Pulumi may know nothing.
             with lock.hold(Places(self.root).lock(self.stack), self.stack, "rerun"):
-                for task in tasks:
-                    pods.rerun(task)
+                pods.rerun(*tasks)
             return
         settings = stackfile.read(self.root, self.stack)
         with self._session("rerun", settings) as session:

@@ -229,8 +229,8 @@ def _nodes(deployment: Deployment, status: Status) -> None:
             "no synchronous standby now: a failover could lose commits"
             if mode == "on"
             else "no synchronous standby now: every commit waits until a standby streams; without "
-            f"one, `{_lets_go_on(deployment)}` lets writes go on, until the next `elsapg up` or "
-            "`synchronous: on` in the stack's file"
+            f"one, `{_lets_go_on(deployment)}` lets writes go on, and `synchronous: on` in the "
+            "stack's file keeps it so"
         )
 
 

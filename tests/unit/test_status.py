@@ -233,6 +233,10 @@ def etcd_away(d: Healthy) -> None:
     d.members = members  # type: ignore[method-assign]
 
 
+def frozen(d: Healthy) -> None:
+    d.units["pgbouncer-2"] = UnitState("pgbouncer-2", "paused", 0)
+
+
 def lock_pile_up(d: Healthy) -> None:
     d.look["blocking"] = [
         {"pid": 88, "role": "elsa_migrator", "state": "active", "waiting": 12, "seconds": 40,
@@ -336,6 +340,7 @@ def overdue(d: Healthy) -> None:
     ("wrong", "says"),
     [
         (no_pooler, "pgbouncer-2 does not run (exited): `elsapg up --stack test --refresh`"),
+        (frozen, "(paused): `docker unpause elsapg-test-pgbouncer-2` lets it go on"),
         (no_s3, "s3 does not run (missing)"),
         (no_leader, "no primary: nothing can be written now"),
         (one_member, "pg-2 is no member of the cluster"),
@@ -471,6 +476,18 @@ def test_a_node_that_is_on_its_way_is_left_alone(deployment: Healthy) -> None:
     no_leader(deployment)
     deployment.cluster[1] = member("pg-2", "replica", "running")
     assert not any("reinit" in problem for problem in gather(deployment).problems)
+
+
+def test_a_node_that_answers_nothing_is_a_problem_and_no_traceback(
+    deployment: Healthy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = deployment.query
+
+    def silent(node: str, sql: str, database: str = "postgres") -> list[list[str]]:
+        return [] if "jsonb_build_object" in sql else asked(node, sql, database)
+
+    monkeypatch.setattr(deployment, "query", silent)
+    assert "pg-1 told nothing of its sessions: look again" in gather(deployment).problems
 
 
 def test_a_stack_on_kubernetes_may_be_applied_by_others() -> None:

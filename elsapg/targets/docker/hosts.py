@@ -56,8 +56,7 @@ class DockerHosts:
             if not found:
                 raise NotDeployedError(
                     f"{unit} of stack {self._stack!r} does not run: "
-                    f"`elsapg status --stack {self._stack}` says what does, "
-                    f"`elsapg up --stack {self._stack} --refresh` brings it back"
+                    f"`elsapg status --stack {self._stack}` says what does, {self.remedy(unit)}"
                 )
             return Completed(*d.execute(found[0], command))
 

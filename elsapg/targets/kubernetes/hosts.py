@@ -194,16 +194,17 @@ class KubernetesHosts:
         like = self.kubectl.json("get", "cronjob", own)
         return self._to_its_end(_job(command, like, timeout))
 
-    def rerun(self, task: str) -> None:
-        """Run one of the bootstrap's tasks again, as the newest Job of them has it.
+    def rerun(self, *tasks: str) -> None:
+        """Run some of the bootstrap's tasks again, as the newest Job of them has them.
 
-        Raises NotDeployedError if there is none, UnhealthyError with what the task said.
+        Raises NotDeployedError if there is none, UnhealthyError with what a task said.
         """
-        [timeout] = [k.timeout_s for k in t.tasks(self._settings) if k.name == task]
-        done = self._to_its_end(_again(task, self.bootstrap_job(), timeout))
-        if done.code:
-            told = " ".join(done.output.split())[-600:]
-            raise UnhealthyError(told or f"{task} ended with {done.code}, without a word")
+        for task in tasks:
+            [timeout] = [k.timeout_s for k in t.tasks(self._settings) if k.name == task]
+            done = self._to_its_end(_again(task, self.bootstrap_job(), timeout))
+            if done.code:
+                told = " ".join(done.output.split())[-600:]
+                raise UnhealthyError(told or f"{task} ended with {done.code}, without a word")
 
     def bootstrap_job(self) -> dict[str, Any]:
         """The newest bootstrap Job, run or not. Raises NotDeployedError if there is none."""
