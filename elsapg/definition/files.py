@@ -221,9 +221,15 @@ def _pooler(name: str, settings: Settings, secrets: Secrets) -> tuple[File, ...]
     return (
         _file("pgbouncer.ini", "pgbouncer.ini.j2", settings),
         _file("pgbouncer_hba.conf", "pgbouncer_hba.conf.j2", settings),
+        *((readers_file(settings),) if settings.target == "kubernetes" else ()),
         *_tls("server", key_pair_of(name, settings), secrets),
         *_key_pair("client", AUTH, secrets),
     )
+
+
+def readers_file(settings: Settings) -> File:
+    """Of the HAProxy beside each pool, which leads readers to the standbys (kubernetes)."""
+    return _file("readers.cfg", "readers.cfg.j2", settings)
 
 
 def _haproxy(_name: str, settings: Settings, secrets: Secrets) -> tuple[File, ...]:

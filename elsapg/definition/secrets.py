@@ -161,7 +161,7 @@ def _kubernetes_names(settings: Settings, namespace: str) -> dict[str, tuple[str
         **dict.fromkeys(CLIENTS, ()),
         NODES_PAIR: (
             *(NODES_PAIR, *nodes, *map(t.agent_name, nodes)),
-            *(t.PRIMARY_HOST, t.REPLICA_HOST, t.READONLY_HOSTS, *local),
+            *(t.PRIMARY_HOST, t.REPLICA_HOST, *local),
         ),
         POOLERS_PAIR: (pool, *((*outside, far) if namespace else ()), *further, *local),
     }

@@ -35,9 +35,9 @@ GATES = f"{POOLER_PODS}:{GATE_PORT}"
 WAL_MOUNT = "/var/lib/postgresql-wal"
 PRIMARY_HOST = "primary"
 REPLICA_HOST = "replica"
-# Kubernetes' Service of the standbys has nobody behind it while there is none; PgBouncer then takes
-# the next host. It looks in the certificate for the list as a whole, as if it were one name.
-READONLY_HOSTS = f"{REPLICA_HOST},{PRIMARY_HOST}"
+# Where a pool's own HAProxy has that name, on kubernetes. Not 127.0.0.1: PgBouncer's resolver
+# (c-ares) takes names of one address for the same, and `localhost` is ::1 as well.
+READERS_ADDRESS = "127.0.0.2"
 # A connection that came to the primary because there was no standby ends after so many seconds; of
 # a pool one after the other.
 READERS_RETURN_S = 60

@@ -72,6 +72,13 @@ class Status:
         return json.dumps({**asdict(self), "healthy": not self.problems}, indent=2)
 
 
+# On kubernetes, and what it means when it does not run.
+_BESIDE_POOL = {
+    "gate": "a drain would break transactions of its pool",
+    "readers": "who reads through its pool gets no connection",
+}
+
+
 def gather(deployment: Deployment) -> Status:
     """Look everywhere at once. Only a stack that does not run at all is an error."""
     status = Status(deployment.stack)
@@ -85,12 +92,10 @@ def gather(deployment: Deployment) -> Status:
         + deployment.hosts.remedy(name, _state(states, name))
         for name in status.units_down
     ]
-    # Of kubernetes: by its gate a primary that leaves holds the pool.
     status.problems += [
-        f"{name} does not run ({unit.state}): a drain would break transactions of its pool; "
-        + deployment.hosts.remedy(name)
+        f"{name} does not run ({unit.state}): {_BESIDE_POOL[what]}; {deployment.hosts.remedy(name)}"
         for name, unit in sorted(states.items())
-        if name.endswith("-gate") and unit.state != "running"
+        if (what := name.rpartition("-")[2]) in _BESIDE_POOL and unit.state != "running"
     ]
     parts: list[Callable[[Deployment, Status], None]] = [
         *(_restore, _nodes, _archive, _backup, _recovery, _clocks, _hazards),

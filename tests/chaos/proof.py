@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
 
-from tests.chaos.faults import Healthy, LeaderWatch, Subject
-from tests.chaos.writes import Access, ContinuousWrites, Report, continuous_writes
+import psycopg
+
+from elsapg.definition import topology as t
+from tests.chaos.faults import Healthy, LeaderWatch, Subject, wait_for
+from tests.chaos.writes import DATABASE, Access, ContinuousWrites, Report, continuous_writes
 
 Act = Callable[[Healthy, ContinuousWrites], None]
 
@@ -34,3 +38,30 @@ def under_writes(
         assert watch.overlaps() == [], "two nodes took writes at the same time"
     assert {reign.node for reign in watch.reigns} >= {after.leader}, "the watch saw nothing"
     return report, after
+
+
+def readers_return(
+    subject: Subject, doors: Access, away: Callable[[str], contextlib.AbstractContextManager[Any]]
+) -> None:
+    """Without a standby (`away` takes it) readers read from the primary, and do not stay there when
+    it is back."""
+
+    def at_a_standby() -> bool | None:
+        with (
+            contextlib.suppress(psycopg.OperationalError),  # what the standby took with it
+            doors.connect("elsa_readonly", f"{DATABASE}_readonly") as reader,
+        ):
+            row = reader.execute("SELECT pg_is_in_recovery()").fetchone()
+            return bool(row and row[0])
+        return None
+
+    def at_the_primary() -> bool:
+        return at_a_standby() is False
+
+    state = subject.wait_healthy()
+    wait_for(at_a_standby, "readers are at the standby", 2 * t.READERS_RETURN_S + 30)
+    with away(state.sync_standby):
+        wait_for(at_the_primary, "readers are at the primary", 60)
+    subject.wait_healthy()
+    # Somebody reads all the while: no connection is idle for long.
+    wait_for(at_a_standby, "readers are at the standby again", 2 * t.READERS_RETURN_S + 30)

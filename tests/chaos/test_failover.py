@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
-import psycopg
 import pytest
 
-from elsapg.definition import topology as t
+from tests.chaos import proof
 from tests.chaos.faults import Faults, Healthy, wait_for
-from tests.chaos.writes import DATABASE, Access, ContinuousWrites
+from tests.chaos.writes import Access, ContinuousWrites
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
 
@@ -126,27 +124,7 @@ def test_standby_killed(faults: Faults, under_writes: UnderWrites) -> None:
 
 
 def test_readers_return_to_the_standby(faults: Faults, doors: Access) -> None:
-    """Without one they read from the primary, and do not stay there when it is back."""
-
-    def at_a_standby() -> bool | None:
-        with (
-            contextlib.suppress(psycopg.OperationalError),  # what the standby took with it
-            doors.connect("elsa_readonly", f"{DATABASE}_readonly") as reader,
-        ):
-            row = reader.execute("SELECT pg_is_in_recovery()").fetchone()
-            return bool(row and row[0])
-        return None
-
-    def at_the_primary() -> bool:
-        return at_a_standby() is False
-
-    state = faults.wait_healthy()
-    wait_for(at_a_standby, "readers are at the standby", 2 * t.READERS_RETURN_S + 30)
-    with faults.down(state.sync_standby):
-        wait_for(at_the_primary, "readers are at the primary", 60)
-    faults.wait_healthy()
-    # Somebody reads all the while: no connection is idle for long.
-    wait_for(at_a_standby, "readers are at the standby again", 2 * t.READERS_RETURN_S + 30)
+    proof.readers_return(faults, doors, faults.down)
 
 
 def test_standby_silently_unreachable(faults: Faults, under_writes: UnderWrites) -> None:

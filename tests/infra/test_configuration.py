@@ -182,9 +182,7 @@ def test_pgbouncer_runs_as_defined(facts: Facts, pooler: str) -> None:
 def test_pgbouncer_serves_both_databases(facts: Facts, pooler: str) -> None:
     """Each database has its transaction, session and read-only door, with its limit."""
     s = facts.deployment.settings.pooler
-    # A Service without standbys leads nowhere; HAProxy asks the primary then.
-    replicas = f"{t.REPLICA_HOST},{t.PRIMARY_HOST}" if facts.kubernetes else t.REPLICA_HOST
-    writing, reading = (t.PRIMARY_HOST, str(t.PG_PORT)), (replicas, str(t.REPLICA_PORT))
+    writing, reading = (t.PRIMARY_HOST, str(t.PG_PORT)), (t.REPLICA_HOST, str(t.REPLICA_PORT))
     wanted: dict[str, tuple[str, ...]] = {}
     for name in t.DATABASES:
         pooled = str(s.max_db_connections)

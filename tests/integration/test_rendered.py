@@ -27,6 +27,7 @@ from elsapg.targets.docker import daemon as d
 from elsapg.targets.docker.place import BASE_IMAGE, CONTEXTS
 from elsapg.targets.docker.resources import _ImageProvider, context_digest
 from tests.stacks import ROOT
+from tests.unit.kubernetes_stacks import LEAST
 
 pytestmark = pytest.mark.docker
 
@@ -128,6 +129,11 @@ def bench(request: pytest.FixtureRequest) -> Bench:
 
 
 @pytest.fixture
+def kubernetes() -> Bench:
+    return Bench(stackfile.load(LEAST, "test"))
+
+
+@pytest.fixture
 def local() -> Bench:
     return made("local")
 
@@ -178,6 +184,21 @@ def test_haproxy_refuses(local: Bench) -> None:
     done = local.run("haproxy", *CHECK_HAPROXY, broken={"haproxy.cfg": ("retries 0", "retrys 0")})
     assert done.code != 0
     assert "retrys" in done.output
+
+
+@pytest.mark.parametrize(("old", "new", "says"), [("", "", ""), ("backup", "backdrop", "backdrop")])
+def test_readers(kubernetes: Bench, old: str, new: str, says: str) -> None:
+    """By the script that starts it, which knows the namespace's domain from the resolver's file."""
+    script = (
+        "echo search there.svc.cluster.local svc.cluster.local >/tmp/resolv.conf; "
+        "ELSAPG_RESOLV_CONF=/tmp/resolv.conf readers -c"
+    )
+    broken = {"readers.cfg": (old, new)} if old else {}
+    done = kubernetes.run("pgbouncer-1", "sh", "-c", script, broken=broken)
+    complaints = [line for line in done.output.splitlines() if "ALERT" in line or "WARN" in line]
+    told = [line for line in complaints if "can't connect socket for nameserver" not in line]
+    assert (done.code != 0) is bool(says), done.output
+    assert says in "".join(told) if says else not told
 
 
 # What is right goes on until then; a busy machine takes its time to refuse what is wrong.

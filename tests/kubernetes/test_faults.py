@@ -96,6 +96,16 @@ def test_node_drained(faults: KubernetesFaults, under_writes: UnderWrites) -> No
     assert faults.paused_pools() == []
 
 
+def test_readers_return_to_the_standby(
+    stack: Stack, faults: KubernetesFaults, doors: Access
+) -> None:
+    """Its machine is drained; a pool that is there as well goes, and its successor begins without
+    a standby."""
+    _ours(stack)  # elsewhere its volume may follow it to another machine
+    proof.readers_return(faults, doors, lambda node: faults.node_drained(stack.machine(node)))
+    faults.wait_ready()
+
+
 def test_a_pool_leaves(stack: Stack, faults: KubernetesFaults, under_writes: UnderWrites) -> None:
     """Each in turn. Clients that connect anew now and then, as Npgsql does by `elsapg appsettings`,
     have gone to another one before it ends: nobody sees anything."""

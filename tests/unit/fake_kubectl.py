@@ -120,7 +120,7 @@ def pg(number: int, **changed: Any) -> dict[str, Any]:
 
 
 def pooler(letter: str, **changed: Any) -> dict[str, Any]:
-    return pod(f"pgbouncer-7d9-{letter}", "pgbouncer", "pgbouncer", "gate", **changed)
+    return pod(f"pgbouncer-7d9-{letter}", "pgbouncer", "pgbouncer", "gate", "readers", **changed)
 
 
 def listed(*items: Any) -> dict[str, Any]:

@@ -242,15 +242,26 @@ def test_psql_has_its_tunnel_for_as_long_as_it_runs(
     assert PASSWORDS["elsa_app"] in Path(words["passfile"]).read_text()  # type: ignore[arg-type]
 
 
-def test_status_tells_of_a_gate_that_does_not_run(stack: Deployment, kubectl: FakeKubectl) -> None:
+@pytest.mark.parametrize(
+    ("number", "name", "means"),
+    [
+        (1, "gate", "a drain would break transactions of its pool"),
+        (2, "readers", "who reads through its pool gets no connection"),
+    ],
+)
+def test_status_tells_of_what_does_not_run_beside_a_pool(
+    stack: Deployment, kubectl: FakeKubectl, number: int, name: str, means: str
+) -> None:
     broken = pooler("a")
-    broken["status"]["containerStatuses"][1]["state"] = {"waiting": {"reason": "CrashLoopBackOff"}}
+    broken["status"]["containerStatuses"][number]["state"] = {
+        "waiting": {"reason": "CrashLoopBackOff"}
+    }
     kubectl.on("get pods", listed(pg(1), pg(2), broken, pooler("b")))
     kubectl.on("exec", "", "nobody answers\ncommand terminated with exit code 1\n", code=1)
     found = status.gather(stack)
-    told = [p for p in found.problems if "gate" in p]
+    told = [p for p in found.problems if name in p]
     assert len(told) == 1
-    assert told[0].startswith("pgbouncer-1-gate does not run (CrashLoopBackOff): a drain would")
+    assert told[0].startswith(f"pgbouncer-1-{name} does not run (CrashLoopBackOff): {means}; `")
     # The pool itself runs.
     assert found.units_down == []
 

@@ -20,7 +20,7 @@ from syrupy.assertion import SnapshotAssertion
 from elsapg import stackfile
 from elsapg.definition import files as rendering
 from elsapg.definition import topology as t
-from elsapg.definition.files import File, files_for, render, task_files
+from elsapg.definition.files import File, files_for, readers_file, render, task_files
 from elsapg.definition.secrets import BACKUP, PASSWORD_ROLES, Recovery, Source
 from elsapg.settings import Settings
 from tests.unit.fakes import fake_secrets
@@ -118,11 +118,12 @@ def test_a_name_that_a_template_does_not_get_is_an_error() -> None:
 def test_every_template_is_used(path: Path) -> None:
     """A template that nothing renders is dead, and this list of secrets would not cover it."""
     used = {"patroni.yml", "pgbackrest.conf", "etcd.yml", "pgbouncer.ini", "haproxy.cfg"}
-    used |= {"pgbouncer_hba.conf", "secrets.conf", "source.conf"}
+    used |= {"pgbouncer_hba.conf", "readers.cfg", "secrets.conf", "source.conf"}
     assert path.name.removesuffix(".j2") in used
     rendered = {
         f.path.rpartition("/")[2] for files in (*ALL.values(), *CLONE.values()) for f in files
     }
+    rendered.add(readers_file(LOCAL).path)
     assert path.name.removesuffix(".j2") in rendered
 
 

@@ -377,15 +377,33 @@ def test_a_pool_stays_for_the_clients_that_it_has(psql: Path) -> None:
         assert process.stdout.read() == "ended\n"
 
 
-def test_a_gate_stays_until_its_pool_has_gone(psql: Path) -> None:
+@pytest.mark.parametrize("container", ["gate", "readers"])
+def test_what_is_beside_a_pool_stays_until_that_has_gone(psql: Path, container: str) -> None:
     where = psql.parent / "run" / ".s.PGSQL.6432"
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(where))
-    with subprocess.Popen([BIN / "pool-leave", "gate"]) as process:
+    with subprocess.Popen([BIN / "pool-leave", container]) as process:
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(1)
         where.unlink()
         assert process.wait(5) == 0
+
+
+# -- readers -------------------------------------------------------------------------------
+
+
+def test_readers_without_a_domain_say_what_is_missing(tmp_path: Path) -> None:
+    resolver = tmp_path / "resolv.conf"
+    resolver.write_text("nameserver 10.96.0.10\n")
+    done = subprocess.run(
+        [BIN / "readers"],
+        env={**os.environ, "ELSAPG_RESOLV_CONF": str(resolver)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 78
+    assert "no search domain" in done.stderr and "dnsPolicy ClusterFirst" in done.stderr
 
 
 # -- all-files -----------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -100,14 +101,33 @@ def test_wal_on_a_volume_of_its_own() -> None:
 
 
 def test_the_read_only_door_falls_back_to_the_primary() -> None:
-    ini = config("pgbouncer-1", "pgbouncer.ini")
-    door = "elsa_runtime_readonly = host=replica,primary load_balance_hosts=disable port=5433"
-    assert door in ini
-    # PgBouncer 1.24 verifies the list as if it were one name.
-    assert "replica,primary" in certificate_names(settings(), "there")["pg"]
+    """By a HAProxy in the pool's own pod, whose ports are those of the Services that it asks."""
+    assert "elsa_runtime_readonly = host=replica port=5433" in config(
+        "pgbouncer-1", "pgbouncer.ini"
+    )
+    spec = poolers._pod(place())["spec"]
+    assert spec["hostAliases"] == [{"ip": "127.0.0.2", "hostnames": ["replica"]}]
+    assert f"bind 127.0.0.2:{t.REPLICA_PORT}\n" in config("pgbouncer-1", "readers.cfg")
+    asked = re.findall(r"server \S+ (\w+)\.\$\{ELSAPG_DOMAIN\}:(\d+) .*?(backup)?$",
+                       config("pgbouncer-1", "readers.cfg"), re.MULTILINE)  # fmt: skip
+    assert asked == [("replica", "5433", ""), ("primary", "5432", "backup")]
     services = {s["metadata"]["name"]: s["spec"] for s in nodes._services(place())}
-    for name in ("replica", "primary"):
-        assert 5433 in {p["port"] for p in services[name]["ports"]}
+    for name, port, _ in asked:
+        assert int(port) in {p["port"] for p in services[name]["ports"]}
+
+
+def test_what_leads_readers_has_no_key() -> None:
+    spec = poolers._pod(place())["spec"]
+    [readers] = [c for c in spec["containers"] if c["name"] == "readers"]
+    mounted = {m["name"] for m in readers["volumeMounts"]}
+    sources = [
+        source
+        for volume in spec["volumes"]
+        if volume["name"] in mounted
+        for source in volume.get("projected", {}).get("sources", [])
+    ]
+    assert [list(s) for s in sources] == [["configMap"]]
+    assert sources[0]["configMap"]["items"] == [{"key": "readers.cfg", "path": "readers.cfg"}]
 
 
 @pytest.mark.parametrize(
@@ -306,6 +326,7 @@ def test_pools_that_leave_slowly_do_so_one_after_the_other() -> None:
     assert hooks == {
         "pgbouncer": ["pool-leave", "pgbouncer", "60"],
         "gate": ["pool-leave", "gate"],
+        "readers": ["pool-leave", "readers"],
     }
     assert "minReadySeconds" not in poolers._deployment(place())["spec"]
 

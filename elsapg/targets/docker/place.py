@@ -52,6 +52,7 @@ CONTEXTS: Mapping[str, tuple[str, ...]] = {
         "images/bin/gate",
         "images/bin/pool-gate",
         "images/bin/pool-leave",
+        "images/bin/readers",
         "images/bin/reload-on-change",
     ),
     "runner": (

@@ -27,7 +27,7 @@ from elsapg.targets.kubernetes.kubectl import Kubectl
 
 COMPONENT = "app.kubernetes.io/component"
 NODES, POOLERS = "pg", "pgbouncer"
-GATE = "gate"
+BESIDE_POOL = ("gate", "readers")
 # The CronJob that a task is made after: its own, or that of the backups.
 TASKS_LIKE = "backup-incremental"
 OWN_JOBS = ("dump", "check", "drill")
@@ -154,7 +154,7 @@ class KubernetesHosts:
     # -- states --------------------------------------------------------------------------------
 
     def states(self) -> dict[str, UnitState]:
-        """Every unit with a pod; also each pool's gate, as `pgbouncer-1-gate`.
+        """Every unit with a pod; also what is beside each pool, as `pgbouncer-1-gate`.
 
         Raises NotDeployedError when there is no such namespace: a list of pods would be empty.
         """
@@ -167,7 +167,8 @@ class KubernetesHosts:
         for number, pod in enumerate(_poolers(pods)):
             unit = f"{POOLERS}-{number + 1}"
             states[unit] = _state(unit, pod, POOLERS)
-            states[f"{unit}-{GATE}"] = _state(f"{unit}-{GATE}", pod, GATE)
+            for container in BESIDE_POOL:
+                states[f"{unit}-{container}"] = _state(f"{unit}-{container}", pod, container)
         return states
 
     def _pods(self) -> list[Pod]:

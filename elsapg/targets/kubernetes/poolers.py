@@ -1,5 +1,5 @@
-"""PgBouncer: a Deployment, its Services, and beside each a gate by which a primary that leaves
-holds the pool for as long as the change takes.
+"""PgBouncer: a Deployment and its Services. Beside each a gate, by which a primary that leaves
+holds the pool for as long as the change takes, and a HAProxy that leads its readers.
 """
 
 from __future__ import annotations
@@ -7,15 +7,16 @@ from __future__ import annotations
 import pulumi
 
 from elsapg.definition import topology as t
-from elsapg.definition.files import files_for
+from elsapg.definition.files import files_for, readers_file
 from elsapg.targets.kubernetes import pods
 from elsapg.targets.kubernetes.foundation import POOLERS
 from elsapg.targets.kubernetes.nodes import disruption_budget
 from elsapg.targets.kubernetes.objects import Component, Manifest, Place, selector
 
-GATE = "gate"
+GATE, READERS = "gate", "readers"
 # Before that a pool that leaves does nothing (images/bin/pool-leave).
 _KNOWN_AFTER_S = 5
+_READERS_CONFIG = "readers-config"
 
 
 class Poolers(Component):
@@ -96,11 +97,12 @@ def _pod(place: Place) -> Manifest:
     assert unit.memory_mb is not None
     folders = {POOLERS: [p for p in unit.tmpfs if p != "/run/pgbouncer"], GATE: ["/tmp"]}
     tmp = {name: pods.scratch(name, paths) for name, paths in folders.items()}
+    # Its admin console is a Unix socket, which lets in its own user alone.
+    run = pods.mount("run", "/run/pgbouncer")
     mounts = {
         name: [
             pods.mount(pods.CONFIG_VOLUME, t.CONFIG_DIR, read_only=True),
-            # Its admin console is a Unix socket, which lets in its own user alone.
-            pods.mount("run", "/run/pgbouncer"),
+            run,
             *(pods.mount(volume, path) for volume, path in found.items()),
         ]
         for name, found in tmp.items()
@@ -132,22 +134,35 @@ def _pod(place: Place) -> Manifest:
         ports=[{"name": GATE, "containerPort": t.GATE_PORT, "protocol": "TCP"}],
         lifecycle=_leaving(GATE),
     )
+    readers = pods.container(
+        READERS,
+        place.images[unit.image],
+        # No key: TLS passes through.
+        [pods.mount(_READERS_CONFIG, t.CONFIG_DIR, read_only=True), run],
+        pods.resources(96, 0.1, 1),
+        command=["reload-on-change", "USR2", "--", "readers"],
+        lifecycle=_leaving(READERS),
+    )
     return pods.pod(
         place,
         POOLERS,
         POOLERS,
-        [pool, gate],
+        [pool, gate, readers],
         [
             pods.config_volume(files, POOLERS),
+            pods.config_volume([readers_file(settings)], POOLERS, _READERS_CONFIG),
             pods.empty("run"),
             *(pods.empty(volume) for found in tmp.values() for volume in found),
         ],
+        # PgBouncer's name for the standbys: the same as on docker.
+        hostAliases=[{"ip": t.READERS_ADDRESS, "hostnames": [t.REPLICA_HOST]}],
         terminationGracePeriodSeconds=60 + settings.kubernetes.pool_leave_s,
         **pods.spread(POOLERS, "preferred"),
     )
 
 
 def _leaving(container: str, stay_s: int = 0) -> Manifest:
-    """Together: a primary that leaves as well must still be able to hold this pool."""
+    """Together: a primary that leaves as well must still be able to hold this pool, and its readers
+    read on."""
     command = ["pool-leave", container, *([str(stay_s)] if stay_s else [])]
     return {"preStop": {"exec": {"command": command}}}
