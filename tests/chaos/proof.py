@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +16,45 @@ from tests.chaos.faults import Healthy, LeaderWatch, Subject, wait_for
 from tests.chaos.writes import DATABASE, Access, ContinuousWrites, Report, continuous_writes
 
 Act = Callable[[Healthy, ContinuousWrites], None]
+
+
+class NoticedError(AssertionError):
+    """A client saw something, and lost nothing."""
+
+
+def unnoticed(
+    report: Report,
+    before: Healthy | None = None,
+    after: Healthy | None = None,
+    *,
+    within_s: float | None = None,
+    but: re.Pattern[str] | None = None,
+) -> None:
+    """No client saw an error (`but` those), none waited longer than `within_s`, and who led
+    (`before`) still does (`after`). Raises NoticedError."""
+    errors = [kind for kind in report.error_kinds if not (but and but.search(kind))]
+    waited = within_s is not None and report.gap.seconds >= within_s
+    moved = before and after and (before.leader, before.timeline) != (after.leader, after.timeline)
+    if errors or waited or moved:
+        raise NoticedError(f"{report.summary()}; before: {before}, after: {after}")
+
+
+def twice(test: Callable[..., None]) -> Callable[..., None]:
+    """A decorator: what clients notice counts if they notice it two times in a row.
+
+    A machine that stands still for ten seconds looks like a fault of the product, and the next time
+    it does not. What is lost, stuck or led by two counts the first time.
+    """
+
+    @functools.wraps(test)
+    def looked_at(*args: Any, **words: Any) -> None:
+        try:
+            test(*args, **words)
+        except NoticedError as noticed:
+            print(f"once more, for clients noticed something: {noticed}")
+            test(*args, **words)
+
+    return looked_at
 
 
 def under_writes(

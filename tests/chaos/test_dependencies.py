@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from elsapg.definition import topology as t
 from elsapg.services.deployment import Deployment
 from elsapg.targets.docker import containers
+from tests.chaos import proof
 from tests.chaos.faults import Faults, Healthy, last_archived, wait_for
 from tests.chaos.writes import ContinuousWrites
 
@@ -54,6 +56,7 @@ print(json.dumps(odd), flush=True)
 """
 
 
+@proof.twice
 def test_etcd_down_under_load(faults: Faults, under_writes: UnderWrites) -> None:
     """failsafe_mode: while the primary reaches every member, losing the DCS changes nothing."""
 
@@ -63,9 +66,7 @@ def test_etcd_down_under_load(faults: Faults, under_writes: UnderWrites) -> None
 
     before = faults.wait_healthy()
     report, after = under_writes(act)
-    assert report.errors == 0, report.summary()
-    assert report.gap.seconds < HICCUP_S, report.summary()
-    assert (after.leader, after.timeline) == (before.leader, before.timeline)
+    proof.unnoticed(report, before, after, within_s=HICCUP_S)
 
 
 def test_an_etcd_that_is_stopped_says_nothing_odd(faults: Faults) -> None:
@@ -85,6 +86,7 @@ def test_an_etcd_that_is_stopped_says_nothing_odd(faults: Faults) -> None:
     assert faults.wait_healthy() == state
 
 
+@proof.twice
 def test_s3_down_under_load(
     deployment: Deployment, faults: Faults, under_writes: UnderWrites
 ) -> None:
@@ -109,9 +111,7 @@ def test_s3_down_under_load(
 
     before = faults.wait_healthy()
     report, after = under_writes(act)
-    assert report.errors == 0, report.summary()
-    assert report.gap.seconds < HICCUP_S, report.summary()
-    assert (after.leader, after.timeline) == (before.leader, before.timeline)
+    proof.unnoticed(report, before, after, within_s=HICCUP_S)
     archived = _archived_range(deployment)
     assert archived >= switched[-1], f"{archived} in the repository, {switched[-1]} was switched"
 
@@ -123,17 +123,19 @@ def test_haproxy_killed(faults: Faults, under_writes: UnderWrites) -> None:
     assert (after.leader, after.timeline) == (before.leader, before.timeline)
 
 
+@proof.twice
 def test_pooler_killed(faults: Faults, under_writes: UnderWrites) -> None:
     """Only its own clients see an error; those of the other one do not even wait."""
 
     def act(_state: Healthy, writes: ContinuousWrites) -> None:
         _crash_and_go_on(faults, faults.deployment.poolers[0], writes)
-        assert writes.errors_by_pool()[1:] == [0]
+        if any(writes.errors_by_pool()[1:]):
+            raise proof.NoticedError(f"errors by pool: {writes.errors_by_pool()}")
 
     before = faults.wait_healthy()
     report, after = under_writes(act)
-    assert report.gap.seconds < HICCUP_S, report.summary()
-    assert (after.leader, after.timeline) == (before.leader, before.timeline)
+    # The killed one's clients did see it.
+    proof.unnoticed(report, before, after, within_s=HICCUP_S, but=re.compile(""))
 
 
 def test_a_reload_keeps_the_restart_policy(faults: Faults) -> None:

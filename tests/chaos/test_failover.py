@@ -105,6 +105,7 @@ def test_patroni_frozen(faults: Faults, under_writes: UnderWrites) -> None:
     assert after.leader != before.leader
 
 
+@proof.twice
 def test_standby_killed(faults: Faults, under_writes: UnderWrites) -> None:
     """Commits wait until Patroni has given the standby up, then go on; no client sees an error."""
 
@@ -118,15 +119,14 @@ def test_standby_killed(faults: Faults, under_writes: UnderWrites) -> None:
 
     before = faults.wait_healthy()
     report, after = under_writes(act)
-    assert report.errors == 0, report.summary()
-    assert after.leader == before.leader
-    assert after.timeline == before.timeline
+    proof.unnoticed(report, before, after)
 
 
 def test_readers_return_to_the_standby(faults: Faults, doors: Access) -> None:
     proof.readers_return(faults, doors, faults.down)
 
 
+@proof.twice
 def test_standby_silently_unreachable(faults: Faults, under_writes: UnderWrites) -> None:
     """Its sockets stay open and nothing answers: only a time limit can tell."""
 
@@ -137,5 +137,4 @@ def test_standby_silently_unreachable(faults: Faults, under_writes: UnderWrites)
 
     before = faults.wait_healthy()
     report, after = under_writes(act)
-    assert report.errors == 0, report.summary()
-    assert after.leader == before.leader
+    proof.unnoticed(report, before, after)

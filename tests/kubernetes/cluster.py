@@ -17,7 +17,7 @@ import os
 import tarfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from elsapg import process
@@ -62,6 +62,8 @@ class Cluster:
     workers: tuple[str, ...]
     # Where the nodes are: whoever comes by a NodePort comes from there.
     network: str
+    # Whether it goes as a whole when the tests end.
+    passing: bool = False
 
     @property
     def ours(self) -> bool:
@@ -112,10 +114,11 @@ def running_cluster(root: Path, say: Say) -> Iterator[Cluster]:
     if found is not None:
         yield found
         return
+    passing = os.environ.get("ELSAPG_KEEP_STACKS", "") in ("", "0")
     try:
-        yield up(root, say)
+        yield replace(up(root, say), passing=passing)
     finally:
-        if os.environ.get("ELSAPG_KEEP_STACKS", "") in ("", "0"):
+        if passing:
             down(root)
 
 

@@ -303,14 +303,19 @@ def prepare(
 def remove(stack: Stack, *, bucket: bool = True) -> None:
     """Remove a stack with its data, and the bucket that it may have shared: another stack could
     not read what this one has encrypted."""
-    # S3 last: a primary that stops ships its last WAL.
-    for namespace in (stack.namespace, *((s3.NAMESPACE,) if bucket else ())):
-        stack.cluster.kubectl("delete", "namespace", namespace, "--ignore-not-found", timeout=600)
-    if stack.cluster.ours:
-        system.renew_volumes(stack.cluster)
+    if not (bucket and stack.cluster.passing):
+        _remove_objects(stack, bucket)
     shutil.rmtree(stack.manifests, ignore_errors=True)
     for path in (
         stackfile.stack_file(stack.root, stack.name),
         stack.root / "stacks" / f"images.{stack.name}.yaml",
     ):
         path.unlink(missing_ok=True)
+
+
+def _remove_objects(stack: Stack, bucket: bool) -> None:
+    # S3 last: a primary that stops ships its last WAL.
+    for namespace in (stack.namespace, *((s3.NAMESPACE,) if bucket else ())):
+        stack.cluster.kubectl("delete", "namespace", namespace, "--ignore-not-found", timeout=600)
+    if stack.cluster.ours:
+        system.renew_volumes(stack.cluster)
