@@ -1,5 +1,6 @@
 """What works now and will not for long, or not for everybody: certificates that end, sessions in
-the way of others or of vacuum, transaction ids, damaged pages, jobs and months that are missing.
+the way of others or of vacuum, transaction ids, damaged pages, jobs and months that are missing,
+memory that ran out.
 
 Each look returns sentences that name the thing and the way out. Of other people's statements only
 the first words are told: the rest may hold values.
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from cryptography import x509
@@ -17,6 +19,7 @@ from cryptography.x509.oid import NameOID
 from elsapg.definition import topology as t
 from elsapg.errors import UnhealthyError
 from elsapg.services.deployment import Deployment
+from elsapg.targets.hosts import UnitState
 
 # Nobody waits 3 s for a lock by plan; roles give up after 10 s. Advisory locks are Elsa's own, held
 # as long as a workflow takes. A commit that waits for a standby is not to be cancelled: it would
@@ -87,6 +90,18 @@ _OVERDUE = (
     "SELECT job, coalesce(left(last_error, 200), '') FROM elsa_jobs.status "
     "WHERE overdue AND pg_postmaster_start_time() < now() - interval '330 s'"
 )
+# The kernel counts per container, and says no time: a server began anew then, with its statistics.
+_KILLED = (
+    "cat /sys/fs/cgroup/memory.events /sys/fs/cgroup/memory/memory.oom_control 2>/dev/null"
+    " | sed -n 's/^oom_kill //p'"
+)
+_BEGAN_ANEW = """
+SELECT to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI')
+FROM greatest(
+    pg_postmaster_start_time(), (SELECT stats_reset FROM pg_stat_bgwriter)
+) AS began (at)
+WHERE at > now() - interval '1 d'
+"""
 _MONTHS = (
     "SELECT table_name, months_ahead, default_rows FROM elsapg.partition_health WHERE NOT healthy"
 )
@@ -154,6 +169,37 @@ def damaged_pages(deployment: Deployment, node: str) -> list[str]:
         + " (docs/runbook.md, 'Pages are damaged')"
         for where, count, last in deployment.query(node, _DAMAGED)
     ]
+
+
+def memory(deployment: Deployment, node: str) -> list[str]:
+    """Processes of a node that were killed for lack of memory, within a day."""
+    read = deployment.hosts.run(node, "sh", "-c", _KILLED)
+    # A container that is just being stopped may say nothing at all.
+    killed = int(read.output) if read.code == 0 and read.output.strip().isdigit() else 0
+    began = deployment.query(node, _BEGAN_ANEW) if killed else []
+    return [f"{node} {_ran_out(deployment, when)}; processes killed: {killed}" for [when] in began]
+
+
+def started_for_lack_of_memory(
+    deployment: Deployment, states: Mapping[str, UnitState]
+) -> list[str]:
+    """Units whose container was killed as a whole for that, within a day."""
+    now, told = datetime.datetime.now(datetime.UTC), []
+    for name, unit in sorted(states.items()):
+        if not unit.out_of_memory:
+            continue
+        at = datetime.datetime.fromisoformat(unit.out_of_memory)
+        if now - at < datetime.timedelta(days=1):
+            told.append(f"{name} {_ran_out(deployment, f'{at:%Y-%m-%d %H:%M}')}")
+    return told
+
+
+def _ran_out(deployment: Deployment, when: str) -> str:
+    memory_mb = deployment.settings.postgres.memory_mb
+    return (
+        f"ran out of memory and began anew, {when} UTC, and its sessions ended (a node may have "
+        f"postgres.memory_mb, {memory_mb}, and 256 MiB; docs/runbook.md, 'Memory runs out')"
+    )
 
 
 def jobs(deployment: Deployment) -> list[str]:

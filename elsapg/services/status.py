@@ -97,6 +97,7 @@ def gather(deployment: Deployment) -> Status:
         for name, unit in sorted(states.items())
         if (what := name.rpartition("-")[2]) in _BESIDE_POOL and unit.state != "running"
     ]
+    status.problems += hazards.started_for_lack_of_memory(deployment, states)
     parts: list[Callable[[Deployment, Status], None]] = [
         *(_restore, _nodes, _archive, _backup, _recovery, _clocks, _hazards),
     ]
@@ -110,7 +111,7 @@ def gather(deployment: Deployment) -> Status:
         asked += [
             pool.submit(part, deployment, status, name)
             for name in deployment.nodes
-            for part in (_disk, _damage)
+            for part in (_disk, _damage, _memory)
             if name in running
         ]
         asked += [
@@ -144,6 +145,10 @@ def _hazards(deployment: Deployment, status: Status) -> None:
 
 def _damage(deployment: Deployment, status: Status, node: str) -> None:
     status.problems += hazards.damaged_pages(deployment, node)
+
+
+def _memory(deployment: Deployment, status: Status, node: str) -> None:
+    status.problems += hazards.memory(deployment, node)
 
 
 def _certificates(deployment: Deployment, status: Status, unit: str) -> None:

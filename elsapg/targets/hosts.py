@@ -47,11 +47,13 @@ class Completed:
 
 @dataclass(frozen=True)
 class UnitState:
-    """A unit as the engine sees it. `state`: one word, `running` if it runs."""
+    """A unit as the engine sees it. `state`: one word, `running` if it runs. `out_of_memory`: when
+    the engine last had to start it anew for lack of memory, by ISO 8601, if it says so."""
 
     name: str
     state: str
     restarts: int
+    out_of_memory: str = ""
 
 
 class Hosts(Protocol):

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from elsapg.services import status
 from tests.chaos import proof
 from tests.chaos.faults import Faults, Healthy, wait_for
-from tests.chaos.writes import Access, ContinuousWrites
+from tests.chaos.writes import DATABASE, Access, ContinuousWrites
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
 
@@ -82,6 +83,24 @@ def test_primary_crash_restarted_by_docker(faults: Faults, under_writes: UnderWr
         writes.wait_for_progress()
 
     under_writes(act)
+
+
+def test_memory_runs_out(faults: Faults, under_writes: UnderWrites) -> None:
+    """A session asks for more than its node may have: the kernel kills it, the server recovers, and
+    `elsapg status` says what it was."""
+    sort = "SELECT repeat(md5(g::text), 32) AS t FROM generate_series(1, 4000000) AS g ORDER BY 1"
+    asks = ("-c", "SET work_mem = '8GB'", "-c", f"SELECT count(*) FROM ({sort} OFFSET 1) AS s")
+    psql = ("psql", "-h", "/run/postgresql", "-U", "postgres", "-d", DATABASE)
+
+    def act(state: Healthy, writes: ContinuousWrites) -> None:
+        done = faults.deployment.hosts.run(state.leader, *psql, *asks, timeout=120)
+        assert "server closed the connection unexpectedly" in done.output, done.output
+        writes.wait_for_progress()
+
+    before = faults.wait_healthy()
+    under_writes(act)
+    told = [p for p in status.gather(faults.deployment).problems if "ran out of memory" in p]
+    assert [problem.partition(" ")[0] for problem in told] == [before.leader]
 
 
 def test_patroni_frozen(faults: Faults, under_writes: UnderWrites) -> None:

@@ -305,6 +305,16 @@ def test_one_word_for_each_state(
     assert hosts.states()["pg-1"] == UnitState("pg-1", state, restarts)
 
 
+@pytest.mark.parametrize(("reason", "when"), [("OOMKilled", "2026-01-01T00:00:00Z"), ("Error", "")])
+def test_when_a_container_was_killed_for_lack_of_memory(
+    hosts: KubernetesHosts, kubectl: FakeKubectl, reason: str, when: str
+) -> None:
+    last = {"terminated": {"reason": reason, "finishedAt": "2026-01-01T00:00:00Z"}}
+    running = {**container({"running": {}}, 1), "lastState": last}
+    kubectl.on("get pods", listed(pg(1, containerStatuses=[running])))
+    assert hosts.states()["pg-1"] == UnitState("pg-1", "running", 1, when)
+
+
 def test_pods_on_their_way_out_are_no_pools(hosts: KubernetesHosts, kubectl: FakeKubectl) -> None:
     leaving = pooler("a", metadata={"deletionTimestamp": "2026-01-01T00:00:00Z"})
     kubectl.on("get pods", listed(leaving, pooler("b"), pooler("c")))

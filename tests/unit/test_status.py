@@ -57,25 +57,31 @@ class Healthy:
         self.look: dict[str, list[dict[str, Any]]] = {}
         self.rows: dict[str, list[list[str]]] = {}
         self.certificate = CERTIFICATE
+        self.killed: dict[str, str] = {}
 
     def run(self, unit: str, *command: str, **_options: Any) -> Completed:
         if command[0] == "date":
             return Completed(0, f"{NOW.timestamp() + self.ahead.get(unit, 0.0)}\n")
         if "elsapg.runner.health" in command:
             return Completed(0, json.dumps(self.overview))
+        if command[:2] == ("sh", "-c") and "oom_kill" in command[2]:
+            return Completed(0, self.killed.get(unit, "0\n"))
         if command[:2] == ("sh", "-c") and command[2].startswith("cat /etc/elsapg/tls"):
             return Completed(0, self.certificate)
         if command[0] == "df":
-            if not self.used:
-                return Completed(0, "")
-            assert command[:2] == ("df", "-Pk")
-            full = (self.used, self.wal_used)
-            rows = [
-                f"/dev/x 100 41 2048000 {p}% {where}"
-                for where, p in zip(command[2:], full, strict=False)
-            ]
-            return Completed(0, "\n".join(["Filesystem", *rows, ""]))
+            return Completed(0, self._full(command))
         return Completed(0, self.journal)
+
+    def _full(self, command: tuple[str, ...]) -> str:
+        if not self.used:
+            return ""
+        assert command[:2] == ("df", "-Pk")
+        full = (self.used, self.wal_used)
+        rows = [
+            f"/dev/x 100 41 2048000 {p}% {where}"
+            for where, p in zip(command[2:], full, strict=False)
+        ]
+        return "\n".join(["Filesystem", *rows, ""])
 
     def shell(self, unit: str, *command: str) -> str:
         return DockerHosts("test").shell(unit, *command)
@@ -515,3 +521,38 @@ def test_a_stack_on_kubernetes_may_be_applied_by_others() -> None:
 def test_commands_are_for_this_stack(text: str, is_for: str | None) -> None:
     assert for_stack(text, "test") == (is_for or text)
     assert for_stack(text, "local") == text
+
+
+# -- memory ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("killed", ["", "0\n", "cat: broken\n"])
+def test_a_node_whose_memory_was_enough(deployment: Healthy, killed: str) -> None:
+    deployment.killed["pg-1"] = killed
+    deployment.rows["pg_stat_bgwriter"] = [["2026-03-01 00:58"]]
+    assert gather(deployment).problems == []
+
+
+def test_memory_that_ran_out_is_told_for_a_day(deployment: Healthy) -> None:
+    deployment.killed["pg-2"] = "3\n"
+    deployment.rows["pg-2 postgres \nSELECT to_char"] = [["2026-03-01 00:58"]]
+    assert gather(deployment).problems == [
+        "pg-2 ran out of memory and began anew, 2026-03-01 00:58 UTC, and its sessions ended (a "
+        "node may have postgres.memory_mb, 1024, and 256 MiB; docs/runbook.md, 'Memory runs out'); "
+        "processes killed: 3"
+    ]
+    deployment.rows.clear()
+    assert gather(deployment).problems == []
+
+
+@pytest.mark.parametrize(("hours", "told"), [(1, True), (23, True), (25, False)])
+def test_what_the_engine_started_for_lack_of_memory(
+    deployment: Healthy, hours: int, told: bool
+) -> None:
+    when = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=hours)
+    stamp = f"{when:%Y-%m-%dT%H:%M:%SZ}"
+    deployment.units["pgbouncer-1"] = UnitState("pgbouncer-1", "running", 1, stamp)
+    problems = gather(deployment).problems
+    assert bool(problems) is told
+    if told:
+        assert problems[0].startswith("pgbouncer-1 ran out of memory and began anew, 20")

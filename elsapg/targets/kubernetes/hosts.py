@@ -361,7 +361,13 @@ def _serves_and_leaves(pod: Pod) -> bool:
 def _state(unit: str, pod: Pod, container: str) -> UnitState:
     every = {c["name"]: c for c in pod["status"].get("containerStatuses", [])}
     own = every.get(container, {})
-    return UnitState(unit, _word(pod, own.get("state", {})), int(own.get("restartCount", 0)))
+    last = own.get("lastState", {}).get("terminated", {})
+    return UnitState(
+        unit,
+        _word(pod, own.get("state", {})),
+        int(own.get("restartCount", 0)),
+        str(last.get("finishedAt", "")) if last.get("reason") == "OOMKilled" else "",
+    )
 
 
 def _word(pod: Pod, state: Mapping[str, Any]) -> str:
