@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tarfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from elsapg import process
 from elsapg.errors import ElsapgError
+from elsapg.process import CommandFailedError
 from elsapg.services.places import write_private
 from elsapg.targets.docker.daemon import BASE_IMAGE
 from tests.kubernetes import binaries, system
@@ -45,6 +47,9 @@ _RIGHTS = (
 )  # fmt: skip
 # Not on the container's own layers: overlay does not go on overlay.
 _FOLDERS = ("containerd", "cni", "etcd", "kubelet", "volumes")
+
+# One control plane, beside all else on a small machine: nothing was done then.
+_BUSY = re.compile("TLS handshake timeout|connection refused|i/o timeout")
 
 Say = Callable[[str], None]
 
@@ -91,6 +96,13 @@ class Cluster:
         self, words: Sequence[str], stdin: str | None, timeout: float, check: bool
     ) -> process.Completed:
         command = ["kubectl", "--kubeconfig", self.kubeconfig, *words]
+        for _ in range(2):
+            try:
+                return process.run(command, stdin=stdin, timeout=timeout, check=check)
+            except CommandFailedError as error:
+                if not _BUSY.search(str(error)):
+                    raise
+            time.sleep(2)
         return process.run(command, stdin=stdin, timeout=timeout, check=check)
 
 

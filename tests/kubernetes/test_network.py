@@ -119,13 +119,19 @@ def test_each_component_reaches_what_it_needs_and_nothing_else(
         # The pools are open to applications, not to the stack's own pods.
         wanted |= {f"{pooler}:{port}": port in to_poolers for port in (t.POOL_PORT, t.GATE_PORT)}
         wanted[f"{s3.HOST}:{s3.PORT}"] = to_s3
-        found = _reach(stack, pod, *wanted)
+        allowed = {to for to, may in wanted.items() if may}
+
+        def open_ways() -> set[str]:
+            """As soon as all that is allowed is open: a pod's rules come a moment after it."""
+            found = _reach(stack, pod, *wanted)
+            ways = {to for to, state in found.items() if state == "open"}
+            return ways if ways >= allowed else set()
+
+        ways = wait_for(open_ways, "what is allowed is open", 120, 2)
     finally:
         stack.kubectl("delete", "pod", pod, "--now")
-    open_ways = {to for to, state in found.items() if state == "open"}
-    assert open_ways >= {to for to, allowed in wanted.items() if allowed}, found
     if stack.cluster.ours:
-        assert open_ways == {to for to, allowed in wanted.items() if allowed}, found
+        assert ways == allowed
 
 
 def test_a_stranger_in_the_namespace_reaches_nothing(stack: Stack, stranger: str) -> None:

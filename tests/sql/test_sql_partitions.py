@@ -19,7 +19,7 @@ from sql_server import Server
 pytestmark = pytest.mark.docker
 
 DATABASE = "elsa_workflows"
-READS_S = 2.0
+READS_S = 6.0
 TABLES = ("activity_execution_records", "workflow_instances")
 ZONES = ("UTC", "Europe/Berlin", "America/New_York", "Pacific/Kiritimati", "Pacific/Pago_Pago")
 INSTANCE = (
