@@ -19,6 +19,7 @@ from elsapg.targets.docker.hosts import DockerHosts
 from elsapg.targets.hosts import Hosts
 from elsapg.targets.kubernetes.hosts import KubernetesHosts
 
+PATRONICTL = ("patronictl", "-c", f"{t.CONFIG_DIR}/patroni.yml")
 _CURL = ("curl", "-sS", "--max-time", "5", "--cacert", f"{t.CONFIG_DIR}/tls/ca.crt")
 
 
@@ -111,6 +112,10 @@ class Deployment:
                 told = done.output.strip()[:200]
                 failures.append(f"Patroni on {where} does not answer GET {path}: {told}")
         raise UnhealthyError("; ".join(failures))
+
+    def patronictl(self, node: str, command: str, *options: str) -> str:
+        """What a person types to have Patroni do something with a node."""
+        return self.hosts.shell(node, *PATRONICTL, command, t.SCOPE, node, *options)
 
     def members(self) -> list[dict[str, Any]]:
         """Patroni's members: name, role, state, timeline, lag (bytes), pending_restart."""

@@ -157,16 +157,13 @@ def of_the_primary(deployment: Deployment) -> list[str]:
 
 def damaged_pages(deployment: Deployment, node: str) -> list[str]:
     """Pages that a node has read and found damaged."""
-    leads = node == deployment.primary()
+    anew = f"make this node anew: `{deployment.patronictl(node, 'reinit', '--force')}`"
+    if node == deployment.primary():
+        anew = f"`elsapg switchover` to a clean standby, then {anew}"
     return [
         f"{node} has read damaged pages ({count} in {where}, last {last}): its disk or memory is "
-        "bad; let no backup expire (archive.retention_days), and "
-        + (
-            "switch over to a clean standby, then make this node anew"
-            if leads
-            else "make this node anew"
-        )
-        + " (docs/runbook.md, 'Pages are damaged')"
+        f"bad; let no backup expire (archive.retention_days), and {anew} (docs/runbook.md, 'Pages "
+        "are damaged', has what to look at first)"
         for where, count, last in deployment.query(node, _DAMAGED)
     ]
 

@@ -13,7 +13,7 @@ from elsapg.definition import topology as t
 from elsapg.errors import ElsapgError, UnhealthyError
 from elsapg.services import backups, clocks, hazards, recovery, restore
 from elsapg.services.commands import for_stack
-from elsapg.services.deployment import Deployment
+from elsapg.services.deployment import PATRONICTL, Deployment
 from elsapg.targets.hosts import UnitState
 
 
@@ -173,7 +173,7 @@ def _restore(deployment: Deployment, status: Status) -> None:
         node = deployment.any_node()
         status.problems.append(
             "Patroni is paused, by hand or by a restore whose node is away: nothing fails over; "
-            f"`{deployment.hosts.shell(node, *_PATRONICTL, 'resume', t.SCOPE)}` ends that"
+            f"`{deployment.hosts.shell(node, *PATRONICTL, 'resume', t.SCOPE)}` ends that"
         )
 
 
@@ -203,7 +203,7 @@ def _nodes(deployment: Deployment, status: Status) -> None:
     if not led:
         status.problems.append(
             "no primary: nothing can be written now; within half a minute Patroni makes one, or "
-            f"`{deployment.hosts.shell(deployment.any_node(), *_PATRONICTL, 'list')}` and the logs "
+            f"`{deployment.hosts.shell(deployment.any_node(), *PATRONICTL, 'list')}` and the logs "
             "of the nodes say what it waits for"
         )
     for node in status.nodes:
@@ -214,7 +214,7 @@ def _nodes(deployment: Deployment, status: Status) -> None:
             status.problems.append(f"{node.name} is {node.state}: wait, it is on its way")
         elif node.role != "leader" and node.state != "streaming":
             # Without a primary there is nothing to make it from, and it may be the next one.
-            rebuild = f"`{_patronictl(deployment, node.name, 'reinit', '--force')}`"
+            rebuild = f"`{deployment.patronictl(node.name, 'reinit', '--force')}`"
             status.problems.append(
                 f"{node.name} is {node.state}, not streaming"
                 + (f"; if it stays so, rebuild it: {rebuild}" if led else "")
@@ -223,7 +223,7 @@ def _nodes(deployment: Deployment, status: Status) -> None:
             # One that `up` itself caused is done by it; this one somebody caused by hand.
             status.problems.append(
                 f"{node.name} needs a restart for a changed parameter: "
-                f"`{_patronictl(deployment, node.name, 'restart', '--pending', '--force')}`, "
+                f"`{deployment.patronictl(node.name, 'restart', '--pending', '--force')}`, "
                 "standbys first"
             )
     mode = deployment.settings.postgres.synchronous
@@ -259,17 +259,11 @@ def _without_members(deployment: Deployment, error: str) -> str:
     )
 
 
-def _patronictl(deployment: Deployment, node: str, command: str, *options: str) -> str:
-    """What a person types to have Patroni do something with a node."""
-    return deployment.hosts.shell(node, *_PATRONICTL, command, t.SCOPE, node, *options)
-
-
 def _lets_go_on(deployment: Deployment) -> str:
     command = ("edit-config", t.SCOPE, "--set", "synchronous_mode_strict=false", "--force")
-    return deployment.hosts.shell(deployment.any_node(), *_PATRONICTL, *command)
+    return deployment.hosts.shell(deployment.any_node(), *PATRONICTL, *command)
 
 
-_PATRONICTL = ("patronictl", "-c", f"{t.CONFIG_DIR}/patroni.yml")
 # Patroni's words for a member from which something comes by itself.
 _ON_ITS_WAY = ("creating replica", "starting", "restarting", "running custom bootstrap script")
 _NUMBER = re.compile(r"\d+ (?=milliseconds)")

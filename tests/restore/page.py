@@ -15,10 +15,10 @@ PAGE = ROOT / "docs" / "runbook.md"
 TITLE = "## 3 a.m."
 
 
-def commands(heading: str, page: Path = PAGE) -> list[str]:
+def commands(heading: str, page: Path = PAGE, title: str = TITLE) -> list[str]:
     """The indented lines below the sub-heading that begins so; those above the first one: ""."""
     text = page.read_text(encoding="utf-8")
-    section = re.split(r"^## ", text[text.index(TITLE) + 3 :], maxsplit=1, flags=re.M)[0]
+    section = re.split(r"^## ", text[text.index(title) + 3 :], maxsplit=1, flags=re.M)[0]
     parts = re.split(r"^### (.*)$", section, flags=re.M)
     by_heading = {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
     [found] = [v for k, v in by_heading.items() if (k.startswith(heading) if heading else not k)]

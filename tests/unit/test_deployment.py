@@ -267,7 +267,7 @@ def test_status_tells_of_what_does_not_run_beside_a_pool(
 
 
 def test_advice_is_for_the_target(stack: Deployment) -> None:
-    assert status._patronictl(stack, "pg-2", "reinit", "--force") == (
+    assert stack.patronictl("pg-2", "reinit", "--force") == (
         "kubectl -n elsapg-test exec pg-2 -c postgres -- "
         "patronictl -c /etc/elsapg/patroni.yml reinit elsa pg-2 --force"
     )

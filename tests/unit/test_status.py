@@ -16,6 +16,7 @@ from elsapg.errors import NotDeployedError, UnhealthyError
 from elsapg.services import status
 from elsapg.services.backups import Backup
 from elsapg.services.commands import for_stack, for_whoever_applies
+from elsapg.services.deployment import Deployment
 from elsapg.targets.docker.hosts import DockerHosts
 from elsapg.targets.hosts import Completed, UnitState
 from tests.unit.kubernetes_stacks import settings as kubernetes_settings
@@ -99,6 +100,8 @@ class Healthy:
         if self.units["pg-1"].state != "running":
             raise NotDeployedError("nothing runs")
         return "pg-1"
+
+    patronictl = Deployment.patronictl
 
     def members(self) -> list[dict[str, Any]]:
         return self.cluster
@@ -376,9 +379,13 @@ def overdue(d: Healthy) -> None:
         (damaged_on_the_standby, "pg-2 has read damaged pages (3 in elsa_runtime, last today)"),
         (
             damaged_on_the_standby,
-            "let no backup expire (archive.retention_days), and make this node anew",
+            "let no backup expire (archive.retention_days), and make this node anew: `docker exec "
+            "elsapg-test-pg-2 patronictl -c /etc/elsapg/patroni.yml reinit elsa pg-2 --force`",
         ),
-        (damaged_on_the_primary, "(archive.retention_days), and switch over to a clean standby"),
+        (
+            damaged_on_the_primary,
+            "and `elsapg switchover --stack test` to a clean standby, then make this node anew: `",
+        ),
         (job_overdue, "job cleanup of elsa_runtime is overdue (last error: deadlock detected)"),
         (no_months, "workflow_instances has partitions for 0 months ahead: "),
         (no_months, "SELECT elsa_workflows.create_monthly_partitions()'` makes more"),
