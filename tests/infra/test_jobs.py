@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 
+import pytest
+
 from elsapg.definition import topology as t
 from tests.infra.facts import Facts, Row, eventually, none, same
 from tests.infra.queries import DATABASE_FACTS
@@ -63,6 +65,7 @@ def test_heartbeat_ran_on_every_slot(facts: Facts, database: str) -> None:
     none((f"no run at {moment}" for moment in missed), LOOK)
 
 
+@pytest.mark.timeout(CATCH_UP_S + 90)
 def test_no_job_is_overdue(facts: Facts, any_database: str) -> None:
     """No job of the database has missed its time, unless the stack's file has them off. A server
     that was started makes up for what it slept through: that is waited for."""
