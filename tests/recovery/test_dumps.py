@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from elsapg.definition.files import schedule_config
 from elsapg.services.recovery import overview
 from tests.recovery.archive_stack import CONTENTS, SHAPE, ArchiveStack
+from tests.stacks import ROOT
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
 
@@ -51,6 +53,28 @@ def test_what_comes_back_is_what_was_there(dumped: ArchiveStack, database: str) 
         assert dumped.sql(rights % copy) == [["t"]], "PUBLIC gets into the copy"
     finally:
         dumped.drop_database(copy)
+
+
+def test_it_takes_the_place_of_the_old_one(dumped: ArchiveStack) -> None:
+    """As docs/backups.md says; the old one stays beside it, and nobody minds."""
+    page = (ROOT / "docs" / "backups.md").read_text(encoding="utf-8")
+    typed = [line.partition("  -- ")[0].strip() for line in re.findall("^    =# (.*)$", page, re.M)]
+    assert typed[0] == "\\c elsa_workflows_yesterday" and len(typed) == 8
+    dumped.elsapg(
+        "dump", "restore", "latest", "-D", "elsa_workflows", "--as", "elsa_workflows_yesterday"
+    )
+    before = dumped.sql(CONTENTS, "elsa_workflows_yesterday")
+    deployment = dumped.deployment
+    psql = ("psql", "-X", "-v", "ON_ERROR_STOP=1", "-h", "/run/postgresql", "-U", "postgres")
+    lines = [word for line in typed for word in ("-c", line)]
+    try:
+        done = deployment.hosts.run(deployment.primary(), *psql, *lines)
+        assert done.code == 0, done.output
+        dumped.elsapg("up", "--refresh", "--yes")
+        assert dumped.sql(CONTENTS, "elsa_workflows") == before
+        assert dumped.red("bootstrap", "jobs", "pooler", "roles", "tenants") == set()
+    finally:
+        dumped.drop_database("elsa_workflows_old")
 
 
 def test_nothing_lies_there_in_the_clear_and_no_password_at_all(dumped: ArchiveStack) -> None:
