@@ -149,6 +149,11 @@ def certificate_names(
     return names
 
 
+# What pools asked for until November 2026; one that is not replaced yet still does. To be removed
+# with the Service primary's port for it (targets/kubernetes/nodes.py) in June 2027.
+_OF_OLD_POOLS = f"{t.REPLICA_HOST},{t.PRIMARY_HOST}"
+
+
 def _kubernetes_names(settings: Settings, namespace: str) -> dict[str, tuple[str, ...]]:
     nodes = t.node_names(settings)
     local = ("localhost", "127.0.0.1")
@@ -161,7 +166,7 @@ def _kubernetes_names(settings: Settings, namespace: str) -> dict[str, tuple[str
         **dict.fromkeys(CLIENTS, ()),
         NODES_PAIR: (
             *(NODES_PAIR, *nodes, *map(t.agent_name, nodes)),
-            *(t.PRIMARY_HOST, t.REPLICA_HOST, *local),
+            *(t.PRIMARY_HOST, t.REPLICA_HOST, _OF_OLD_POOLS, *local),
         ),
         POOLERS_PAIR: (pool, *((*outside, far) if namespace else ()), *further, *local),
     }

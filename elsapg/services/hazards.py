@@ -90,17 +90,18 @@ _OVERDUE = (
     "SELECT job, coalesce(left(last_error, 200), '') FROM elsa_jobs.status "
     "WHERE overdue AND pg_postmaster_start_time() < now() - interval '330 s'"
 )
-# The kernel counts per container, and says no time: a server began anew then, with its statistics.
+# The kernel counts per container, and says no time. A server whose session is killed recovers under
+# the same postmaster, with statistics anew: neither a restart nor a rebuilt node does both.
 _KILLED = (
     "cat /sys/fs/cgroup/memory.events /sys/fs/cgroup/memory/memory.oom_control 2>/dev/null"
     " | sed -n 's/^oom_kill //p'"
 )
 _BEGAN_ANEW = """
-SELECT to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI')
-FROM greatest(
-    pg_postmaster_start_time(), (SELECT stats_reset FROM pg_stat_bgwriter)
-) AS began (at)
-WHERE at > now() - interval '1 d'
+SELECT to_char(stats_reset AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI')
+FROM pg_stat_bgwriter
+WHERE stats_reset > greatest(
+    pg_postmaster_start_time() + interval '10 s', now() - interval '1 d'
+)
 """
 _MONTHS = (
     "SELECT table_name, months_ahead, default_rows FROM elsapg.partition_health WHERE NOT healthy"
@@ -174,7 +175,7 @@ def memory(deployment: Deployment, node: str) -> list[str]:
     # A container that is just being stopped may say nothing at all.
     killed = int(read.output) if read.code == 0 and read.output.strip().isdigit() else 0
     began = deployment.query(node, _BEGAN_ANEW) if killed else []
-    return [f"{node} {_ran_out(deployment, when)}; processes killed: {killed}" for [when] in began]
+    return [f"{_ran_out(deployment, node, when)}; processes killed: {killed}" for [when] in began]
 
 
 def started_for_lack_of_memory(
@@ -187,16 +188,20 @@ def started_for_lack_of_memory(
             continue
         at = datetime.datetime.fromisoformat(unit.out_of_memory)
         if now - at < datetime.timedelta(days=1):
-            told.append(f"{name} {_ran_out(deployment, f'{at:%Y-%m-%d %H:%M}')}")
+            told.append(_ran_out(deployment, name, f"{at:%Y-%m-%d %H:%M}"))
     return told
 
 
-def _ran_out(deployment: Deployment, when: str) -> str:
-    memory_mb = deployment.settings.postgres.memory_mb
-    return (
-        f"ran out of memory and began anew, {when} UTC, and its sessions ended (a node may have "
-        f"postgres.memory_mb, {memory_mb}, and 256 MiB; docs/runbook.md, 'Memory runs out')"
-    )
+def _ran_out(deployment: Deployment, unit: str, when: str) -> str:
+    told = f"{unit} ran out of memory and began anew, {when} UTC, and its sessions ended"
+    settings = deployment.settings
+    if unit in deployment.nodes:
+        limit = f"postgres.memory_mb, {settings.postgres.memory_mb}, and 256 MiB"
+    elif unit in deployment.poolers:
+        limit = f"what pooler.max_client_conn, {settings.pooler.max_client_conn}, needs"
+    else:
+        return told
+    return f"{told} (it may have {limit}; docs/runbook.md, 'Memory runs out')"
 
 
 def jobs(deployment: Deployment) -> list[str]:

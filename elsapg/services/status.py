@@ -74,8 +74,8 @@ class Status:
 
 # On kubernetes, and what it means when it does not run.
 _BESIDE_POOL = {
-    "gate": "a drain would break transactions of its pool",
-    "readers": "who reads through its pool gets no connection",
+    "gate": "nobody new comes to its pool, and a drain would break transactions of it",
+    "readers": "nobody new comes to its pool, and its readers get no connection",
 }
 
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import re
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -23,20 +24,14 @@ class NoticedError(AssertionError):
 
 
 def unnoticed(
-    report: Report,
-    before: Healthy | None = None,
-    after: Healthy | None = None,
-    *,
-    within_s: float | None = None,
-    but: re.Pattern[str] | None = None,
+    report: Report, *, within_s: float | None = None, but: re.Pattern[str] | None = None
 ) -> None:
-    """No client saw an error (`but` those), none waited longer than `within_s`, and who led
-    (`before`) still does (`after`). Raises NoticedError."""
+    """No client saw an error (`but` those), none waited longer than `within_s`. Raises
+    NoticedError: say it last, when all has been proved that counts the first time."""
     errors = [kind for kind in report.error_kinds if not (but and but.search(kind))]
     waited = within_s is not None and report.gap.seconds >= within_s
-    moved = before and after and (before.leader, before.timeline) != (after.leader, after.timeline)
-    if errors or waited or moved:
-        raise NoticedError(f"{report.summary()}; before: {before}, after: {after}")
+    if errors or waited:
+        raise NoticedError(report.summary())
 
 
 def twice(test: Callable[..., None]) -> Callable[..., None]:
@@ -51,7 +46,7 @@ def twice(test: Callable[..., None]) -> Callable[..., None]:
         try:
             test(*args, **words)
         except NoticedError as noticed:
-            print(f"once more, for clients noticed something: {noticed}")
+            warnings.warn(f"once more, for clients noticed: {noticed}", stacklevel=1)
             test(*args, **words)
 
     return looked_at

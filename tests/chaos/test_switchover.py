@@ -27,9 +27,9 @@ def test_switchover_fails_no_transaction(faults: Faults, under_writes: UnderWrit
 
     before = faults.wait_healthy()
     report, after = under_writes(act)
-    proof.unnoticed(report)
     assert after.leader == before.sync_standby
     assert faults.paused_pools() == []
+    proof.unnoticed(report)
 
 
 @pytest.mark.parametrize("after_pause_s", [0.0, 0.4, 1.2])

@@ -49,7 +49,7 @@ _RIGHTS = (
 _FOLDERS = ("containerd", "cni", "etcd", "kubelet", "volumes")
 
 # One control plane, beside all else on a small machine: nothing was done then.
-_BUSY = re.compile("TLS handshake timeout|connection refused|i/o timeout")
+_BUSY = re.compile("TLS handshake timeout|dial tcp .*(connection refused|i/o timeout)")
 
 Say = Callable[[str], None]
 

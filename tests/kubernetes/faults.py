@@ -47,6 +47,7 @@ class KubernetesFaults(Subject):
     @contextlib.contextmanager
     def node_lost(self, machine: str) -> Iterator[None]:
         """The node is killed, with everything on it, and comes back at the end of the block."""
+        self._leases.pop(machine, None)
         _docker("kill", machine)
         try:
             yield

@@ -91,7 +91,7 @@ def test_more_memory_rolls_the_pods(stack: Stack, faults: KubernetesFaults, door
     report = writes.check()
     print(report.summary())
     assert report.lost == 0, report.summary()
-    proof.unnoticed(report)
     after = stack.uids("pg")
     assert after.keys() == nodes.keys()
     assert not set(after.values()) & set(nodes.values())
+    proof.unnoticed(report)

@@ -28,8 +28,7 @@ AWAY_S = 56
 LONG_LIFE_S = 40
 # What a client sees that begins a transaction while PgBouncer ends, or just after.
 POOL_LEAVES = re.compile(
-    r"server shutting down|unexpected eof|EOF detected|closed the connection unexpectedly|"
-    r"Connection refused|timeout expired"
+    r"server shutting down|unexpected eof|EOF detected|closed the connection unexpectedly"
 )
 
 
@@ -62,9 +61,9 @@ def test_switchover(faults: KubernetesFaults, under_writes: UnderWrites) -> None
 
     before = faults.wait_healthy()
     report, after = under_writes(act)
-    proof.unnoticed(report)
     assert after.leader != before.leader
     assert faults.paused_pools() == []
+    proof.unnoticed(report)
 
 
 @proof.twice
@@ -78,8 +77,8 @@ def test_primary_pod_deleted(faults: KubernetesFaults, under_writes: UnderWrites
 
     before = faults.wait_healthy()
     report, after = under_writes(act)
-    proof.unnoticed(report)
     assert after.leader != before.leader
+    proof.unnoticed(report)
 
 
 @proof.twice
@@ -95,9 +94,9 @@ def test_node_drained(faults: KubernetesFaults, under_writes: UnderWrites) -> No
     before = faults.wait_healthy()
     report, after = under_writes(act)
     assert report.unacknowledged == 0, report.summary()
-    proof.unnoticed(report, but=POOL_LEAVES)
     assert after.leader != before.leader
     assert faults.paused_pools() == []
+    proof.unnoticed(report, but=POOL_LEAVES)
 
 
 def test_readers_return_to_the_standby(
@@ -162,8 +161,8 @@ def test_a_switchover_while_a_pool_leaves(
 
     before = faults.wait_healthy()
     report, after = under_writes(act, lifetime=LONG_LIFE_S)
-    proof.unnoticed(report)
     assert after.leader != before.leader
+    proof.unnoticed(report)
 
 
 def _lifetime(stack: Stack) -> int:
@@ -211,7 +210,8 @@ def test_control_plane_lost(stack: Stack, faults: KubernetesFaults, doors: Acces
     # Not by the machine that goes: what is published here is published there.
     by_a_worker = replace(doors, address=stack.cluster.address(stack.machine(before.leader)))
     report, after = proof.under_writes(faults, by_a_worker, act)
-    proof.unnoticed(report, before, after)
+    assert (after.leader, after.timeline) == (before.leader, before.timeline)
+    proof.unnoticed(report)
 
 
 def test_node_lost(faults: KubernetesFaults, under_writes: UnderWrites) -> None:

@@ -102,7 +102,10 @@ def pod(name: str, component: str, *containers: str, **changed: Any) -> dict[str
             "labels": {"app.kubernetes.io/component": component},
             **changed.pop("metadata", {}),
         },
-        "spec": {"nodeName": f"machine-of-{name}"},
+        "spec": {
+            "nodeName": f"machine-of-{name}",
+            "containers": [{"name": c} for c in containers],
+        },
         "status": {
             "phase": "Running",
             "conditions": [{"type": "Ready", "status": "True"}],

@@ -245,8 +245,8 @@ def test_psql_has_its_tunnel_for_as_long_as_it_runs(
 @pytest.mark.parametrize(
     ("number", "name", "means"),
     [
-        (1, "gate", "a drain would break transactions of its pool"),
-        (2, "readers", "who reads through its pool gets no connection"),
+        (1, "gate", "nobody new comes to its pool, and a drain would"),
+        (2, "readers", "nobody new comes to its pool, and its readers"),
     ],
 )
 def test_status_tells_of_what_does_not_run_beside_a_pool(
@@ -261,7 +261,7 @@ def test_status_tells_of_what_does_not_run_beside_a_pool(
     found = status.gather(stack)
     told = [p for p in found.problems if name in p]
     assert len(told) == 1
-    assert told[0].startswith(f"pgbouncer-1-{name} does not run (CrashLoopBackOff): {means}; `")
+    assert told[0].startswith(f"pgbouncer-1-{name} does not run (CrashLoopBackOff): {means} ")
     # The pool itself runs.
     assert found.units_down == []
 

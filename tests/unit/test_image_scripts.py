@@ -406,6 +406,69 @@ def test_readers_without_a_domain_say_what_is_missing(tmp_path: Path) -> None:
     assert "no search domain" in done.stderr and "dnsPolicy ClusterFirst" in done.stderr
 
 
+@pytest.fixture
+def readers(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """`readers` as its container runs it; what stands in for HAProxy tells its number and its
+    signals, and as HAProxy's master waits for all its children at its end."""
+    write_command(
+        tmp_path / "bin" / "haproxy",
+        'echo "began $ELSAPG_DOMAIN $*"\n'
+        "trap 'echo reloaded' USR2\n"
+        "trap 'echo ended; kill $child; wait; exit 143' TERM\n"
+        "sleep 60 & child=$!\n"
+        "while kill -0 $child 2>/dev/null; do wait $child; done\n",
+    )
+    (tmp_path / "resolv.conf").write_text("search ns.svc.some.domain svc.some.domain\n")
+    process = subprocess.Popen(
+        [BIN / "reload-on-change", "USR2", "--", BIN / "readers"],
+        env={
+            **os.environ,
+            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+            "ELSAPG_CONFIG_DIR": str(tmp_path),
+            "ELSAPG_RESOLV_CONF": str(tmp_path / "resolv.conf"),
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout
+    assert process.stdout.readline() == (
+        f"began ns.svc.some.domain -W -db -f {tmp_path}/readers.cfg\n"
+    )
+    yield process
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(10)
+
+
+def _haproxy(process: subprocess.Popen[str]) -> int:
+    listed = subprocess.run(
+        ["pgrep", "-P", str(process.pid), "-f", "haproxy"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return int(listed.stdout)
+
+
+def test_readers_reload_and_end(readers: subprocess.Popen[str]) -> None:
+    assert readers.stdout
+    readers.send_signal(signal.SIGUSR2)
+    assert readers.stdout.readline() == "reloaded\n"
+    readers.send_signal(signal.SIGTERM)
+    assert readers.stdout.readline() == "ended\n"
+    assert readers.wait(10) == 0
+
+
+def test_readers_that_end_by_themselves_begin_again(readers: subprocess.Popen[str]) -> None:
+    """The pool's pod is not to become unready for them."""
+    assert readers.stdout
+    os.kill(_haproxy(readers), signal.SIGKILL)
+    assert readers.stdout.readline().startswith("began ns.svc.some.domain ")
+    readers.send_signal(signal.SIGTERM)
+    assert readers.stdout.readline() == "ended\n"
+    assert readers.wait(10) == 0
+
+
 # -- all-files -----------------------------------------------------------------------------
 
 

@@ -241,6 +241,14 @@ def test_states_of_a_healthy_stack(hosts: KubernetesHosts, kubectl: FakeKubectl)
     )
 
 
+def test_a_pool_of_an_earlier_release_has_less_beside_it(
+    hosts: KubernetesHosts, kubectl: FakeKubectl
+) -> None:
+    kubectl.on("get pods", listed(pg(1), pod("pgbouncer-1", "pgbouncer", "pgbouncer", "gate")))
+    assert "pgbouncer-1-readers" not in hosts.states()
+    assert hosts.states()["pgbouncer-1-gate"].state == "running"
+
+
 def container(state: dict[str, Any], restarts: int = 0, ready: bool = False) -> dict[str, Any]:
     return {"name": "postgres", "restartCount": restarts, "state": state, "ready": ready}
 

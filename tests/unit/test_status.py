@@ -544,8 +544,8 @@ def test_memory_that_ran_out_is_told_for_a_day(deployment: Healthy) -> None:
     deployment.killed["pg-2"] = "3\n"
     deployment.rows["pg-2 postgres \nSELECT to_char"] = [["2026-03-01 00:58"]]
     assert gather(deployment).problems == [
-        "pg-2 ran out of memory and began anew, 2026-03-01 00:58 UTC, and its sessions ended (a "
-        "node may have postgres.memory_mb, 1024, and 256 MiB; docs/runbook.md, 'Memory runs out'); "
+        "pg-2 ran out of memory and began anew, 2026-03-01 00:58 UTC, and its sessions ended (it "
+        "may have postgres.memory_mb, 1024, and 256 MiB; docs/runbook.md, 'Memory runs out'); "
         "processes killed: 3"
     ]
     deployment.rows.clear()
@@ -563,3 +563,4 @@ def test_what_the_engine_started_for_lack_of_memory(
     assert bool(problems) is told
     if told:
         assert problems[0].startswith("pgbouncer-1 ran out of memory and began anew, 20")
+        assert "(it may have what pooler.max_client_conn, 1000, needs; docs" in problems[0]

@@ -167,8 +167,11 @@ class KubernetesHosts:
         for number, pod in enumerate(_poolers(pods)):
             unit = f"{POOLERS}-{number + 1}"
             states[unit] = _state(unit, pod, POOLERS)
+            # A pool of an earlier release may have fewer.
+            named = {c["name"] for c in pod["spec"]["containers"]}
             for container in BESIDE_POOL:
-                states[f"{unit}-{container}"] = _state(f"{unit}-{container}", pod, container)
+                if container in named:
+                    states[f"{unit}-{container}"] = _state(f"{unit}-{container}", pod, container)
         return states
 
     def _pods(self) -> list[Pod]:

@@ -87,12 +87,13 @@ def _services(place: Place) -> list[Manifest]:
         chosen = {**own, POD_NAME_LABEL: node}
         made.append(_service(place, node, chosen, [postgres, patroni], **_HEADLESS))
         made.append(_service(place, t.agent_name(node), chosen, [agent], **_HEADLESS))
-    for name, role, port in (
-        (t.PRIMARY_HOST, "primary", postgres),
-        (t.REPLICA_HOST, "replica", readonly),
+    # The primary's second port is for pools of before November 2026 (definition/secrets.py).
+    for name, role, ports in (
+        (t.PRIMARY_HOST, "primary", [postgres, readonly]),
+        (t.REPLICA_HOST, "replica", [readonly]),
     ):
         chosen = {**own, t.SCOPE_LABEL: t.SCOPE, t.ROLE_LABEL: role}
-        made.append(_service(place, name, chosen, [port], type="ClusterIP"))
+        made.append(_service(place, name, chosen, ports, type="ClusterIP"))
     return made
 
 
