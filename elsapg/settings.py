@@ -29,12 +29,12 @@ def _cron(value: str) -> str:
     ):
         raise ValueError(
             "must be five cron fields in UTC (minute, hour, day, month, weekday), such as "
-            "'0 1 * * 0'"
+            "'0 1 * * 0'; Sunday is 0 (Kubernetes knows no 7)"
         )
     return value
 
 
-_CRON_BOUNDS = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
+_CRON_BOUNDS = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 6))
 
 
 def _cron_part(part: str, bounds: tuple[int, int]) -> bool:

@@ -493,7 +493,10 @@ def _precious(resource: dict[str, Any]) -> bool:
     """Whether a resource of the state is data, a secret or the CA: nothing makes it again."""
     kind = str(resource["type"])
     data = (resource.get("inputs") or {}).get("data") is True
-    return data or kind.endswith((":Stash", ":CertificateAuthority"))
+    return data or kind.endswith(_PRECIOUS)
+
+
+_PRECIOUS = (":Stash", ":CertificateAuthority", ":PersistentVolumeClaim", ":Namespace")
 
 
 def _unexpected(stack: str, record: Record) -> UnexpectedChangesError:

@@ -412,10 +412,10 @@ def readers(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     signals, and as HAProxy's master waits for all its children at its end."""
     write_command(
         tmp_path / "bin" / "haproxy",
-        'echo "began $ELSAPG_DOMAIN $*"\n'
         "trap 'echo reloaded' USR2\n"
         "trap 'echo ended; kill $child; wait; exit 143' TERM\n"
         "sleep 60 & child=$!\n"
+        'echo "began $ELSAPG_DOMAIN $*"\n'
         "while kill -0 $child 2>/dev/null; do wait $child; done\n",
     )
     (tmp_path / "resolv.conf").write_text("search ns.svc.some.domain svc.some.domain\n")
@@ -436,6 +436,8 @@ def readers(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     assert process.stdout.readline() == (
         f"began ns.svc.some.domain -W -db -f {tmp_path}/readers.cfg\n"
     )
+    # It waits for what it has started.
+    eventually(lambda: Path(f"/proc/{process.pid}/stat").read_text().split()[2] == "S")
     yield process
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

@@ -22,7 +22,7 @@ from rich.console import Console
 from elsapg.errors import LockedError, SettingsError, UsageError
 from elsapg.services import lock
 from elsapg.services.engine import EngineCommand
-from elsapg.services.lifecycle import Lifecycle
+from elsapg.services.lifecycle import Lifecycle, _precious
 from elsapg.services.progress import Live, Plain, Record, clean
 from tests.unit.conftest import write_command
 
@@ -348,6 +348,24 @@ def test_without_a_terminal_yes_must_be_given(project: Path, operation: str) -> 
 def test_purge_without_a_terminal_wants_the_name(project: Path) -> None:
     with pytest.raises(UsageError, match="--confirm local"):
         lifecycle(project).destroy(yes=True, purge=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs", "counts"),
+    [
+        ("pulumi:index:Stash", {}, True),
+        ("pulumi-python:dynamic/elsapg.CertificateAuthority:CertificateAuthority", {}, True),
+        ("pulumi-python:dynamic/elsapg.Volume:Volume", {"data": True}, True),
+        ("pulumi-python:dynamic/elsapg.Volume:Volume", {"data": False}, False),
+        # Of a stack whose secrets somebody else keeps, nothing else would say that there is data.
+        ("kubernetes:core/v1:PersistentVolumeClaim", {}, True),
+        ("kubernetes:core/v1:Namespace", {}, True),
+        ("kubernetes:apps/v1:StatefulSet", {}, False),
+        ("kubernetes:core/v1:Secret", {}, False),
+    ],
+)
+def test_what_may_not_go_unasked(kind: str, inputs: dict[str, Any], counts: bool) -> None:
+    assert _precious({"type": kind, "inputs": inputs}) is counts
 
 
 @pytest.mark.parametrize("name", ["", "yes", "Local", "locall"])

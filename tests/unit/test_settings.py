@@ -78,6 +78,7 @@ def test_settings_are_frozen() -> None:
         ({"tls": {"renew_before_days": 365}}, "tls.renew_before_days", "valid_days 365"),
         ({"docker": {"direct_port": 6433}}, "docker.direct_port", "choose another"),
         ({"archive": {"full_schedule": "daily"}}, "archive.full_schedule", "five cron fields"),
+        ({"archive": {"full_schedule": "0 1 * * 7"}}, "archive.full_schedule", "Sunday is 0"),
         ({"archive": {"bucket": "Backups!"}}, "archive.bucket", "pattern"),
         ({"database": {"provider": "oracle"}}, "database.provider", "'postgresql', 'sqlite'"),
         ({"database": {"provider": "sqlserver"}}, "database", "needs host and user as well"),
