@@ -158,6 +158,9 @@ def of_the_primary(deployment: Deployment) -> list[str]:
 
 def damaged_pages(deployment: Deployment, node: str) -> list[str]:
     """Pages that a node has read and found damaged."""
+    found = deployment.query(node, _DAMAGED)
+    if not found:
+        return []
     anew = f"make this node anew: `{deployment.patronictl(node, 'reinit', '--force')}`"
     if node == deployment.primary():
         anew = f"`elsapg switchover` to a clean standby, then {anew}"
@@ -165,7 +168,7 @@ def damaged_pages(deployment: Deployment, node: str) -> list[str]:
         f"{node} has read damaged pages ({count} in {where}, last {last}): its disk or memory is "
         f"bad; let no backup expire (archive.retention_days), and {anew} (docs/runbook.md, 'Pages "
         "are damaged', has what to look at first)"
-        for where, count, last in deployment.query(node, _DAMAGED)
+        for where, count, last in found
     ]
 
 
